@@ -144,6 +144,24 @@ def test_the_most_frequent_tokens_are_kept(tmp_path: Path) -> None:
     assert sizes == sorted({*sizes})
 
 
+class Shallow(Change):
+    """Leaves out layers, and tells only a part of the configuration."""
+
+    def __call__(self, model: Any, tokenizer: Any) -> Changed:
+        model.base_model.layers = model.base_model.layers[:2]
+        model.config.num_hidden_layers = 2
+        return Changed(model, tokenizer, {})
+
+
+def test_a_configuration_that_does_not_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(CHANGES._members, "shallow", Shallow)
+    with pytest.raises(MaskwiseError, match=r"shallow: .*num_hidden_layers.*layer_types"):
+        change("bundled:encoder", tmp_path / "new", "shallow")
+    assert not (tmp_path / "new").exists()
+
+
 class Silent(Change):
     """A change that changes nothing."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from maskwise.base.errors import MaskwiseError, items_of
+from maskwise.base.errors import MaskwiseError, PlugInError, first_line, items_of
 from maskwise.base.folders import CARD, OutputFolder, copy_texts, credit, fill_folder
 from maskwise.base.plugins import Table
 from maskwise.base.specs import build, find
@@ -96,6 +96,7 @@ def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[st
         made = Changed(model, loaded, {})
         for spec, step in zip(specs, steps, strict=True):
             made = step(made.model, made.tokenizer)
+            _require_configured(made, spec)
             facts["changes"][spec] = made.facts
     sizes.append(_size(made.model))
     facts["weights"] = sizes
@@ -104,6 +105,20 @@ def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[st
     with where.used(of):
         fill_folder(target, partial(_fill, folder, made, lacking, facts))
     return facts
+
+
+def _require_configured(made: Changed, spec: str) -> None:
+    """Raise an error if the configuration of a changed model could not be read again."""
+    config = made.model.config
+    try:
+        type(config).from_dict(config.to_dict())
+    except Exception as error:
+        raise PlugInError(
+            f"change {spec}: the configuration does not describe the changed model",
+            got=first_line(error.__cause__ or error),
+            do="change all fields of model.config that describe what was changed, such as "
+            "layer_types beside num_hidden_layers",
+        ) from error
 
 
 def _require_safe(folder: Path) -> None:
