@@ -34,6 +34,7 @@ pytestmark = pytest.mark.skipif(
 ARMS = {"token-15": 0.0, "token-30": 0.03, "whole-word-15": 0.01}
 EVIL = "</p><script>window.evil = 1</script><img src=x onerror='window.evil = 2'>"
 PHONE = {"width": 390, "height": 844}
+UNFOLD = "document.querySelectorAll('details').forEach((fold) => { fold.open = true; })"
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_tables_are_sorted_copied_and_charts_saved(browser: Any, page_file: Path
         assert numbers() == sorted(numbers())
         assert table.locator("thead th:nth-child(2)").get_attribute("aria-sort") == "ascending"
         keep_what_is_copied(page)
-        for name, begins in (("Markdown", "| "), ("CSV", ","), ("LaTeX", "% \\usepackage")):
+        for name, begins in (("Markdown", "| "), ("CSV", "Arm,"), ("LaTeX", "% \\usepackage")):
             page.locator("table.scores").first.locator(
                 "xpath=ancestor::*[contains(@class, 'scroll')]/following-sibling::p[1]"
             ).get_by_role("button", name=name).click()
@@ -286,18 +287,15 @@ def test_hostile_text_is_text(browser: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
-def test_axe_finds_nothing_serious(scheme: str, browser: Any, page_file: Path) -> None:
+def test_axe_finds_nothing(scheme: str, browser: Any, page_file: Path) -> None:
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="axe-core is not installed"
     )
     with Tab(browser, page_file, color_scheme=scheme) as page:
-        page.evaluate(
-            "document.querySelectorAll('details').forEach((fold) => { fold.open = true; })"
-        )
+        page.evaluate(UNFOLD)
         found = axe.Axe().run(page).response["violations"]
-        serious = [f for f in found if f["impact"] in ("serious", "critical")]
-        assert not serious, [
-            (f["id"], [node["html"][:160] for node in f["nodes"]][:3]) for f in serious
+        assert not found, [
+            (f["id"], [node["html"][:160] for node in f["nodes"]][:3]) for f in found
         ]
 
 

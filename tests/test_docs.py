@@ -337,6 +337,10 @@ def test_the_evidence_of_the_summary_is_that_of_the_records(
     check_evidence(record, arm, baseline, tasks, unit, sentence)
 
 
+def test_the_readme_is_read_in_minutes() -> None:
+    assert len(README.split()) <= 800
+
+
 README_ROWS = [
     ("published-decay-medium", "cosine-decay", "constant-30", ("ud-pos", "ud-relations")),
     ("published-decay-medium", "cosine-decay", "constant-15", ("ud-pos", "ud-relations")),

@@ -1119,6 +1119,13 @@ def test_the_terminal_says_verdicts_flags_and_what_to_do(summary, terminal):
     assert gate.rstrip().endswith("better (decided), at these settings, gate")
 
 
+def test_python_prints_what_the_command_prints(folder, terminal):
+    printed = str(StudyResult.read(folder)).splitlines()
+    assert list(map(str.split, printed)) == [
+        line.split() for line in terminal(summary_of(folder)) if line
+    ]
+
+
 def test_terminal_notebook_and_page_have_one_table_of_held_out_losses(folder, terminal):
     summary = summary_of(folder)
     heads, *lines = loss_table(summary["losses"], make_study()["untrained"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from test_browser import PHONE, pytestmark, sync_api  # noqa: F401  (the mark skips without Chromium)
+from test_browser import PHONE, UNFOLD, pytestmark, sync_api  # noqa: F401  (the mark skips without Chromium)
 from test_browser import browser as browser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,7 +105,8 @@ def test_the_menu_has_every_page(site: Path) -> None:
 )
 def test_axe_finds_nothing(page: Any, site: Path) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    for file in pages_of(site):
+    for file in [*pages_of(site), *sorted(site.glob("gallery/*.html"))]:
         page.goto(file.as_uri())
+        page.evaluate(UNFOLD)
         violations = axe.run(page).response["violations"]
         assert [rule["id"] for rule in violations] == [], file.name

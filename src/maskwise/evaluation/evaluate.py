@@ -144,7 +144,9 @@ def _by_name(measures: Iterable[Measure]) -> dict[str, Measure]:
     found: dict[str, Measure] = {}
     for each in measures:
         if each.name in found:
-            do = "rename a file, or remove one; heldout is described by evaluation.ratios"
+            do = "keep one; or, if they are named by their files, rename a file"
+            if each.name == HELD_OUT:
+                do = "keep one; in a recipe, evaluation.ratios, masks and rows describe it"
             raise MaskwiseError(f"two measures are called {each.name!r}", do=do)
         found[each.name] = each
     return found

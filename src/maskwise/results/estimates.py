@@ -14,7 +14,7 @@ from itertools import chain
 
 from maskwise.base.constants import DIFFUSION, NATS
 from maskwise.base.errors import in_percent
-from maskwise.results.files import Contrast, Estimate, ItemsInterval, MeanLosses, Record
+from maskwise.results.files import Contrast, Estimate, ItemsInterval, MeanLosses, Record, Summary
 
 WRITTEN = {
     "full": "full text",
@@ -46,6 +46,18 @@ def reasons(rows: Iterable[Contrast]) -> list[str]:
         named = arms.keys() == all_arms or any(words.issuperset(arm.split()) for arm in arms)
         sentences.append(sentence if named else f"{', '.join(arms)}: {sentence}")
     return sentences
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """Return the primary contrasts of a summary as a table, its headline, flags and advice."""
+    primary = [row for row in summary["contrasts"] if row["primary"]]
+    table = aligned_cells(contrast_table(primary)) if primary else []
+    return [
+        *("  ".join(cells).rstrip() for cells in table),
+        summary["headline"],
+        *(f"· {reason}" for reason in reasons(primary)),
+        *(f"→ {advice}" for advice in summary["advice"]),
+    ]
 
 
 @dataclass(frozen=True)

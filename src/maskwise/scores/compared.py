@@ -37,7 +37,7 @@ from maskwise.base.errors import (
 )
 from maskwise.base.folders import read_json, refuse_file, write_json, write_lines
 from maskwise.report.reading import NO_STUDY, NO_SUMMARY
-from maskwise.results.estimates import reasons, with_minus
+from maskwise.results.estimates import summary_lines, with_minus
 from maskwise.results.files import Record, Study, Summary
 from maskwise.results.measurements import Measurement, measurements, table_of, unit_of
 from maskwise.scores.table import (
@@ -90,9 +90,7 @@ class ComparedScores:
         return f"<ComparedScores: {self.summary['headline']}>"
 
     def __str__(self) -> str:
-        primary = [row for row in self.summary["contrasts"] if row["primary"]]
-        lines = [*reasons(primary), *self.summary["advice"]]
-        return "\n".join([self.summary["headline"], *self.verdicts, *lines, *self.notes])
+        return "\n".join([*summary_lines(self.summary), *self.notes])
 
     def to_dataframe(self) -> DataFrame:
         """Return the scores as a long table (``measurements.Measurement``)."""

@@ -31,7 +31,7 @@ from maskwise.base.printing import note
 from maskwise.base.signals import resumable
 from maskwise.jobs.pools import require_one_process
 from maskwise.recipe.yamls import Plain
-from maskwise.results.estimates import aligned_cells, failure_lines, loss_table, reasons
+from maskwise.results.estimates import aligned_cells, failure_lines, loss_table, summary_lines
 from maskwise.results.files import Contrast, Record, Study, Summary
 from maskwise.results.measurements import measurements, table_of
 from maskwise.studies.inputs import (
@@ -199,10 +199,7 @@ class StudyResult:
         return folder
 
     def __str__(self) -> str:
-        lines = [self.headline, *(row["sentence"] for row in self.contrasts)]
-        lines += [f"· {reason}" for reason in reasons(self.contrasts)]
-        lines += [f"→ {advice}" for advice in self.summary["advice"]]
-        lines += failure_lines(self.failures)
+        lines = [*summary_lines(self.summary), *failure_lines(self.failures)]
         return "\n".join(
             [*lines, *map("  ".join, aligned_cells(loss_table(self.summary["losses"])))]
         )
