@@ -1,10 +1,12 @@
 """The time of a step of the quick start, compared with an earlier commit or with ``Trainer``.
 
-    python benchmarks/quick_step.py COMMIT [--rounds N]
+    python benchmarks/quick_step.py COMMIT [--rounds N] [--kinds "tiny fp32,bart bf16"]
     OMP_NUM_THREADS=1 python benchmarks/quick_step.py --trainer --rounds 3
 
 The first command times pre-training (12 × 64 tokens) and fine-tuning with the current source and
-with the source of a commit, in which the names that ``CHILD`` imports must exist. Each source runs
+with the source of a commit, in which the names that ``CHILD`` imports must exist. Other kinds are
+``tiny``, ``mini``, ``small`` (the models and batches of train.py, rows of joined text) and ``bart``
+(the model of seq2seq.py, packed), each in ``fp32`` or ``bf16``. Each source runs
 in a process with one thread. The two processes train a few steps in turn, and each begins every
 other round. Other processes and the clock rate therefore affect both equally. The figure of a turn
 is the processor time of its fastest step, which a busy machine affects least. The ratio is the
@@ -89,6 +91,29 @@ def finetuning():
     source = finetuning.TaskSource(data["train"], settings)
     return task.kind.objective(network), source, settings
 
+def sized(name, precision):
+    from maskwise.objectives import Denoising
+    from maskwise.training import TrainingSettings
+    settings = TrainingSettings(steps=1000, batch_size=32, log_every=1000, learning_rate=5e-5,
+                                precision={"fp32": "no"}.get(precision, precision))
+    vocabulary, masking, layout, how = 8192, {"ratio": 0.15}, "joined", {}
+    if name == "bart":
+        kind, how, make = "bart", {"kind": "encoder-decoder"}, Denoising
+        fields = {"d_model": 128}
+        for part in ("encoder", "decoder"):
+            fields |= {f"{part}_layers": 2, f"{part}_attention_heads": 4, f"{part}_ffn_dim": 512}
+        masking = {"policy": "span", "ratio": 0.3, "corruption": "infill"}
+        vocabulary, layout = 2048, "packed"
+    else:
+        kind, make = "bert", MaskedLanguageModelling
+        layers, width = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512)}[name]
+        fields = {"num_hidden_layers": layers, "hidden_size": width,
+                  "num_attention_heads": width // 64, "intermediate_size": 4 * width}
+    words = train_tokenizer((d.text for d in documents), vocab_size=vocabulary)
+    cut = read_pieces(tokenise(documents, words), tokenizer=words, length=128)
+    source = MaskedSource(Rows.of(cut, layout), Masker(words, **masking), settings)
+    return make(new_model(new_config(kind, words, 128, **how, **fields), seed=0)), source, settings
+
 def run(make):
     objective, source, settings = make()
     engine, losses = Engine(objective, settings), []
@@ -106,11 +131,17 @@ def run(make):
 STEPS = int(sys.argv[1])
 runs = {"pretraining": run(pretraining), "finetuning": run(finetuning)}
 for line in sys.stdin:
-    print(json.dumps(next(runs[line.strip()])), flush=True)
+    kind = line.strip()
+    if kind not in runs:
+        runs[kind] = run(lambda: sized(*kind.split()))
+    print(json.dumps(next(runs[kind])), flush=True)
 """
 
 
-def beside_commit(commit: str, *, rounds: int, steps: int) -> Figures:
+QUICK_START = "pretraining,finetuning"
+
+
+def beside_commit(commit: str, *, rounds: int, steps: int, kinds: str = QUICK_START) -> Figures:
     """Time steps of both source trees in turn, and compare the times."""
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(["git", "-C", ROOT, "archive", commit, "src"], capture_output=True)
@@ -122,9 +153,7 @@ def beside_commit(commit: str, *, rounds: int, steps: int) -> Figures:
             "now": _start(ROOT / "src", steps),
         }
         try:
-            results = {
-                kind: _contest(sides, kind, rounds) for kind in ("pretraining", "finetuning")
-            }
+            results = {kind: _contest(sides, kind, rounds) for kind in kinds.split(",")}
         finally:
             for side in sides.values():
                 side.kill()
@@ -148,14 +177,17 @@ def _start(source: Path, steps: int) -> subprocess.Popen[str]:
 def _contest(sides: dict[str, subprocess.Popen[str]], kind: str, rounds: int) -> Figures:
     turns = {name: [] for name in sides}
     losses = {name: [] for name in sides}
+    for side in sides:
+        # In the first steps, torch chooses kernels and allocates memory.
+        _turn(sides[side], kind, side)
     for number in range(rounds):
         for name in [*sides][:: -1 if number % 2 else 1]:
             seconds, loss = _turn(sides[name], kind, name)
             turns[name].append(seconds)
             losses[name].append(round(loss, 3))
-    ratio, _ = relative(turns["now"], turns["before"])
+    ratio, ends = relative(turns["now"], turns["before"])
     spent = {f"ms_{name}": round(1000 * median(seconds), 1) for name, seconds in turns.items()}
-    return {**spent, "now_over_before": ratio, "losses": losses}
+    return {**spent, "now_over_before": ratio, "range": ends, "losses": losses}
 
 
 def _turn(side: subprocess.Popen[str], kind: str, name: str) -> tuple[float, float]:
@@ -346,6 +378,7 @@ def main(
     rounds: int = 8,
     steps: int = 5,
     trainer: bool = False,
+    kinds: str = QUICK_START,
 ) -> Figures:
     """Run one of the two comparisons.
 
@@ -353,13 +386,14 @@ def main(
         commit: the commit to compare with.
         rounds: the number of turns.
         steps: the number of steps in a turn.
+        kinds: what is trained beside the commit.
         trainer: whether to compare fine-tuning with ``Trainer`` instead of a commit.
     """
     if trainer:
         return beside_trainer(rounds=rounds)
     if commit is None:
         raise MaskwiseError("nothing to compare with", do="name a commit, or add --trainer")
-    return beside_commit(commit, rounds=rounds, steps=steps)
+    return beside_commit(commit, rounds=rounds, steps=steps, kinds=kinds)
 
 
 if __name__ == "__main__":

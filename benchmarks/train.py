@@ -1,6 +1,6 @@
 """The time of a training step on a CPU, in maskwise and in transformers' ``Trainer``.
 
-    python benchmarks/train.py > train.json
+    python benchmarks/train.py [--sizes tiny,small] [--texts full] > train.json
 
 gpu.py makes the same comparison on a GPU. The contestants train the same weights in turn, with
 AdamW and dropout, on all cores or on those of ``OMP_NUM_THREADS``. Both run in single precision,
@@ -83,19 +83,22 @@ def bert(name: str, layers: int, width: int, steps: int) -> Shape:
 
 
 SHAPES = (bert("tiny", 2, 128, 10), bert("mini", 4, 256, 5), bert("small", 4, 512, 3))
+TEXTS = ("full", "varied")
 
 
 def bench_train(
     shapes: Sequence[Shape] = SHAPES,
     *,
+    texts: Sequence[str] = TEXTS,
     rounds: int = 3,
     vocabulary: int = 8192,
     documents: int = 2000,
 ) -> Figures:
-    """Time all contestants on all shapes and both kinds of text.
+    """Time all contestants on all shapes and kinds of text.
 
     Args:
         shapes: the models and batches.
+        texts: some of ``TEXTS``.
         rounds: the number of times that each contestant is timed.
         vocabulary: the vocabulary size of the tokenizer.
         documents: the number of documents of the bundled Wikipedia.
@@ -113,7 +116,7 @@ def bench_train(
     contests = []
     turns = []
     for shape in shapes:
-        for text in ("full", "varied"):
+        for text in texts:
             contest = Contest(shape, text, found, tokenizer)
             contests.append(contest)
             turns += [partial(contest.time, name) for name in names]
@@ -299,8 +302,9 @@ def examples_of(rows: Rows, which: Sequence[int]) -> list[dict[str, list[int]]]:
     ]
 
 
-def main(rounds: int = 3) -> Figures:
-    return bench_train(rounds=rounds)
+def main(rounds: int = 3, sizes: str = "tiny,mini,small", texts: str = ",".join(TEXTS)) -> Figures:
+    shapes = [shape for shape in SHAPES if shape.name.split()[0] in sizes.split(",")]
+    return bench_train(shapes, texts=texts.split(","), rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from maskwise.evaluation.evaluate import Text, evaluate
 from maskwise.masking import Masker
 from maskwise.models import attention
 from maskwise.models.attention import DocumentIds
-from maskwise.models.families import ENCODERS, adapter_of, masked_logits
+from maskwise.models.families import ENCODERS, adapter_of, masked_logits, prediction_head
 from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import Denoising, MaskedLanguageModelling, predicting
 from maskwise.objectives.base import model_inputs
@@ -270,6 +270,27 @@ def test_a_row_of_padding_stays_finite_with_dropout() -> None:
     mask[1] = False
     out, _ = attention.attend(torch.nn.Module(), query, key, value, mask, dropout=0.5)
     assert out.isfinite().all()
+
+
+def test_gradients_copy_no_scores_for_the_mask_and_no_logits_behind_the_head(
+    tokenizer: Any,
+) -> None:
+    """Filling a view, and an index into the logits, copied whole arrays in the backward pass."""
+    query, key, value = torch.randn(3, 2, 4, 6, 16, requires_grad=True)
+    mask = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
+    out, _ = attention.attend(torch.nn.Module(), query, key, value, mask, dropout=0.5)
+    model = new_model(new_config("bert", tokenizer, 48, **PLAIN), seed=0)
+    head = prediction_head(model)
+    assert head is not None
+    logits = head(torch.randn(3, model.config.hidden_size))
+    waiting = [out.grad_fn, logits.grad_fn]
+    found = set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            found.add(node.name())
+            waiting += [before for before, _ in node.next_functions]
+    assert not found & {"torch::autograd::CopySlices", "SelectBackward0"}
 
 
 @pytest.mark.parametrize("family", WRITING[1:4])

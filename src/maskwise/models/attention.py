@@ -326,8 +326,13 @@ def _product(
     if cap:
         scores = torch.tanh(scores / cap) * cap
     if mask is not None:
-        # The minimum is finite, because with −inf, a token that attends to no token would be NaN.
-        scores = scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+        # The shares of hidden tokens are 0, so the softmax passes no gradient on to them. (They are
+        # not 0 for a token that sees nothing, but nobody reads its output.) Recorded in the graph,
+        # this fill of a view would copy all scores five times in the backward pass.
+        with torch.no_grad():
+            # The minimum is finite, because with −inf, a token that attends to no token would be
+            # NaN.
+            scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
     shares = scores.softmax(-1)
     if options.get("dropout"):
         shares = with_dropout(shares, options["dropout"])
@@ -374,10 +379,11 @@ class _Dropped(torch.autograd.Function):
         draws = -(-count // 4)
         drawn = torch.empty(draws, dtype=torch.int64).random_(-(1 << 63), None)
         bits = drawn.view(torch.int16)[:count].view(values.shape)
-        # The 16-bit numbers are signed, so their minimum is −DROP_STEPS / 2.
-        stays = bits >= below - DROP_STEPS // 2
-        rescale = DROP_STEPS / (DROP_STEPS - below)
-        factor = stays.to(values.dtype).mul_(rescale)
+        # The 16-bit numbers are signed, so their minimum is −DROP_STEPS / 2. The comparison is
+        # written as numbers, 0 or 1, because a conversion of bools takes as long as a product.
+        factor = torch.empty_like(values)
+        torch.ge(bits, below - DROP_STEPS // 2, out=factor)
+        factor.mul_(DROP_STEPS / (DROP_STEPS - below))
         # The backward pass multiplies by the same factor.
         ctx.save_for_backward(factor)
         return values * factor

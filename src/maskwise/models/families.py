@@ -527,7 +527,7 @@ def prediction_head(model: PreTrainedModel) -> Head | None:
         head._modules[name] = _without_hooks(parts[name], forward=_hand_on)
 
     def logits(states_MH: Tensor) -> Tensor:
-        return head(input_ids=states_MH.unsqueeze(0), return_dict=True).logits[0]
+        return head(input_ids=states_MH.unsqueeze(0), return_dict=True).logits.squeeze(0)
 
     return logits
 
