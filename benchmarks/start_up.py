@@ -1,6 +1,6 @@
 """The time of short commands: the median wall and processor time of several calls, as JSON.
 
-    python benchmarks/start_up.py [NAME=SOURCE_FOLDER …] > start-up.json
+    python benchmarks/start_up.py [NAME=SOURCE_FOLDER …] [--only "--help,inspect"] > start-up.json
 
 Without arguments, this checkout is timed. With arguments, several source folders are timed in turn,
 such as ``before=/tmp/old/src after=src``.
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -25,12 +26,20 @@ import typer
 from command import run, worked
 from figures import surroundings
 
-from maskwise.base.errors import MaskwiseError
+from maskwise.base.errors import MaskwiseError, require_known
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTS = int(os.environ.get("STARTS", "3"))
 SENTENCE = "Marie Curie was born in Warsaw in 1867."
-COMMANDS = {
+FIRST_MASK = """
+import maskwise as mw
+model, tokenizer = mw.load("bundled:encoder")
+rows = mw.encode(tokenizer, ["Marie Curie was born in Warsaw in 1867."])
+mw.Masker(tokenizer, policy="whole-word")(rows, epoch=0)
+"""
+COMMANDS: dict[str, str | list[str]] = {
+    "import maskwise": "import maskwise",
+    "first mask": FIRST_MASK,
     "(bare)": [],
     "--version": ["--version"],
     "--help": ["--help"],
@@ -70,13 +79,17 @@ def line_of(starts: list[tuple[float, float, int]]) -> dict[str, object]:
     }
 
 
-def start(source: Path, arguments: list[str], cache: str) -> tuple[float, float, int]:
-    """Run a command once; return its wall time, processor time and exit code."""
+def start(source: Path, arguments: str | list[str], cache: str) -> tuple[float, float, int]:
+    """Run a command or a Python program once; return wall time, processor time and exit code."""
     own = {"PYTHONPATH": str(source), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     own |= {"PYTHONDONTWRITEBYTECODE": "", "XDG_CACHE_HOME": cache}
     with tempfile.TemporaryDirectory() as folder:
-        given = [folder + "/out" if word == "OUT" else word for word in arguments]
-        command = [sys.executable, "-c", "from maskwise.cli import main; main()", *given]
+        command = [sys.executable, "-c"]
+        if isinstance(arguments, str):
+            command.append(arguments)
+        else:
+            given = [folder + "/out" if word == "OUT" else word for word in arguments]
+            command += ["from maskwise.cli import main; main()", *given]
         spent = worked()
         began = time.perf_counter()
         done = subprocess.run(command, env=os.environ | own, capture_output=True, cwd=folder)
@@ -104,10 +117,34 @@ def folders_of(sources: list[str]) -> dict[str, Path]:
     return named
 
 
-def main(sources: Annotated[list[str] | None, typer.Argument()] = None) -> dict[str, object]:
+def slowest(source: Path, program: str) -> dict[str, int]:
+    """Return the milliseconds that the imports of a program spend in the six slowest packages."""
+    own = {"PYTHONPATH": str(source), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", program],
+        env=os.environ | own,
+        capture_output=True,
+        text=True,
+    )
+    spent = Counter[str]()
+    for line in done.stderr.splitlines():
+        if line.startswith("import time:") and line.count("|") == 2:
+            own_time, _, module = line.removeprefix("import time:").split("|")
+            if own_time.strip().isdecimal():
+                spent[module.strip().partition(".")[0]] += int(own_time)
+    return {package: round(each / 1000) for package, each in spent.most_common(6)}
+
+
+def main(
+    sources: Annotated[list[str] | None, typer.Argument()] = None,
+    only: Annotated[str, typer.Option(help="names of COMMANDS, with commas")] = "",
+) -> dict[str, object]:
     named = folders_of(sources or [f"now={ROOT / 'src'}"])
+    chosen = only.split(",") if only else [*COMMANDS]
     table = {}
-    for name, arguments in COMMANDS.items():
+    for name in chosen:
+        require_known("command", name, [*COMMANDS])
+        arguments = COMMANDS[name]
         table[name] = {}
         for label, source in named.items():
             with tempfile.TemporaryDirectory() as cache:
@@ -122,6 +159,11 @@ def main(sources: Annotated[list[str] | None, typer.Argument()] = None) -> dict[
         "load": os.getloadavg()[0],
         "starts": STARTS,
         "seconds": table,
+        "milliseconds_of_imports": {
+            name: slowest([*named.values()][-1], program)
+            for name in chosen
+            if isinstance(program := COMMANDS[name], str)
+        },
     }
 
 
