@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 import maskwise as mw
 from refusals import Refusal
 
@@ -24,7 +27,7 @@ def table(name: str = "score", arms: str = "ab", **more: Any) -> Rows:
     ]
 
 
-def compared(rows: Rows, folder: Path, **more: Any) -> object:
+def compared(rows: Any, folder: Path, **more: Any) -> object:
     return mw.compare(rows, **{**BOTH, **more})
 
 
@@ -66,6 +69,96 @@ def averaged(folder: Path) -> None:
     means = [{**row, "task": "t", "score": row["score"] / 10 + 0.005} for row in table()]
     mw.compare(means, **BOTH)
 
+
+def shares(**more: Any) -> Rows:
+    """Accuracies of two arms on one task, of which "a" is always better."""
+    scores = (("b", 0.5), ("a", 0.6))
+    return [
+        {"arm": arm, "seed": seed, "task": "t", "score": score + seed / 100, **more}
+        for seed in range(6)
+        for arm, score in scores
+    ]
+
+
+def one_more(**cells: Any) -> Rows:
+    return [*shares(), {"arm": "a", "seed": 9, "task": "t", "score": 0.5, **cells}]
+
+
+FRAME = pd.DataFrame(shares())
+NO_NUMBER: tuple[Any, ...] = (0, -0.1, float("nan"), "x")
+# Tables, and how compare is called, by name; and the facts of the line.
+TABLES: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
+    "no rows": ([], {}, ("rows",)),
+    "no arm": ([{"x": 1}], {}, ("arm", "x")),
+    "numbers": ([1, 2], {}, ("rows of scores", "int")),
+    "unknown arm": (shares(), {"baseline": "c"}, ("'c'",)),
+    "unknown replicate": (shares(), {"replicate": "luck"}, ("replicate", "luck")),
+    "unknown task": (shares(), {"lower": ["u"]}, ("'u'",)),
+    "unknown column": (shares(), {"columns": {"run": "seed"}}, ("'run'",)),
+    "two scores": (one_more(seed=0, score=0.9), {}, ("two scores", "on t")),
+    "two scores, a seed as text": (one_more(seed="0", score=0.9), {}, ("two scores", "on t")),
+    "two seeds of one number": (
+        [*shares(), *({**row, "seed": "01"} for row in shares() if row["seed"] == 1)],
+        {},
+        ("same number", "01"),
+    ),
+    "a run without a task": (one_more(seed=0, task="u", score=1), {}, ("score on u",)),
+    "a seed of one arm": (one_more(), {}, ("lacks seeds", "9")),
+    "a dash": (one_more(score="-"), {}, ("finite number", "-")),
+    "a huge number": (one_more(score=10**400), {}, ("finite number",)),
+    "no task": (one_more(task=None), {}, ("task",)),
+    "no task in a frame": (pd.DataFrame([*shares(), {"arm": "a", "seed": 9}]), {}, ("task",)),
+    "neither shares nor per cent": (shares(score=523), {}, ("shares", "per cent", "523")),
+    "one arm": ([row for row in shares() if row["arm"] == "b"], {}, ("one arm", "b")),
+    "a margin of all points": (shares(), {"margin": 1.0}, ("margin", "0.01")),
+    **{f"margin {it}": (shares(), {"margin": it}, ("margin", "0.01")) for it in NO_NUMBER},
+    **{
+        f"a task called {task}": (shares(task=task), {}, (task, "rename"))
+        for task in ("tasks", "mean over tasks", "heldout:x@y", "dev:t", "cost:x")
+    },
+    "two units": (
+        [*shares(), *shares(task="u")],
+        {"lower": ["u"], "margin": 0.01},
+        ("scores on t", "nats on u"),
+    ),
+    **{
+        f"chance {it}": (shares(), {"chance": {"t": it}}, ("share", "t"))
+        for it in (50, -1, float("nan"), "half")
+    },
+    "an arm with itself": (shares(), {"contrasts": [("a", "a")]}, ("two arms",)),
+    "a contrast twice": (shares(), {"contrasts": [("a", "b")] * 2}, ("once",)),
+    "both directions": (shares(), {"contrasts": [("a", "b"), ("b", "a")]}, ("once",)),
+    "a rate of errors": (shares(task="wer"), {"lower": ["wer"]}, ("wer", "loss")),
+    "a column of errors": (
+        [{"arm": row["arm"], "seed": row["seed"], "CER": 0.1} for row in shares()],
+        {"lower": ["CER"]},
+        ("CER", "loss"),
+    ),
+    **{
+        f"a row with {column} {lacking!r}": (
+            [*shares(), {**shares()[0], column: lacking}],
+            {},
+            ("no arm or no seed",),
+        )
+        for column in ("arm", "seed")
+        for lacking in (None, "", float("nan"), pd.NA)
+    },
+    # What is no table.
+    "None": (None, {}, ("NoneType",)),
+    "3": (3, {}, ("int",)),
+    "bytes": (b"arm,seed", {}, ("bytes",)),
+    "a long text": ("x" * 5000, {}, ("file of scores",)),
+    "the text of a table": (FRAME.to_csv(), {}, ("file of scores",)),
+    "a series without arms": (FRAME.score, {}, ("score",)),
+    "an array": (FRAME[["score"]].to_numpy(), {}, ("ndarray",)),
+    "a scalar": (np.array(0.5), {}, ("ndarray",)),
+    "tuples": ([tuple(row.values()) for row in shares()], {}, ("list of tuple",)),
+    "rows and None": ([*shares(), None], {}, ("list of NoneType",)),
+    "a dict of dicts": (FRAME.to_dict(), {}, ("dict of dict",)),
+    "one row": (shares()[0], {}, ("dict of str",)),
+    "lengths": ({"arm": ["a"], "seed": [0, 1]}, {}, ("lengths",)),
+    "one name twice": (FRAME[["arm", "arm", "seed", "score"]], {}, ("arm",)),
+}
 
 ROWS = [
     refused("ppl", "logarithm", "nats"),
@@ -131,5 +224,9 @@ ROWS = [
         "compare-means-in-a-cell",
         partial(compared, [{**row, "score": "0.91 ± 0.02"} for row in table(task="t")]),
         ("±", "single run"),
+    ),
+    *(
+        Refusal(f"compare: {name}", partial(compared, rows, **more), facts)
+        for name, (rows, more, facts) in TABLES.items()
     ),
 ]

@@ -622,50 +622,6 @@ def test_no_number_of_runs_is_said_without_a_margin() -> None:
         assert (f"{row['runs_to_decide']} runs" in line) == (margin is not None)
 
 
-@pytest.mark.parametrize(
-    ("rows", "more", "said"),
-    [
-        ([], {}, "no rows"),
-        ([{"x": 1}], {}, "no column for the arm"),
-        ([1, 2], {}, "no rows of scores"),
-        (table(), {"baseline": "c"}, "unknown arm 'c'"),
-        (table(), {"replicate": "luck"}, "unknown replicate"),
-        (table(), {"lower": ["u"]}, "unknown task 'u'"),
-        (table(), {"columns": {"run": "seed"}}, "unknown column 'run'"),
-        ([*table(), {"arm": "a", "seed": 0, "task": "t", "score": 0.9}], {}, "two scores on t"),
-        ([*table(), {"arm": "a", "seed": 0, "task": "u", "score": 1}], {}, "no score on u"),
-        ([*table(), {"arm": "a", "seed": 9, "task": "t", "score": 0.5}], {}, "lacks seeds"),
-        ([*table(), {"arm": "a", "seed": 9, "task": "t", "score": "-"}], {}, "finite number"),
-        ([*table(), {"arm": "a", "seed": 9, "task": "t", "score": 10**400}], {}, "finite number"),
-        ([*table(), {"arm": "a", "seed": 9, "task": None, "score": 0.5}], {}, "row has no task"),
-        (pd.DataFrame([*table(), {"arm": "a", "seed": 9}]), {}, "row has no task"),
-        ([*table(), {"arm": "", "seed": 9, "task": "t", "score": 0.5}], {}, "no arm or no seed"),
-        ([{**row, "score": 523} for row in table()], {}, "neither shares nor per cent"),
-        ([row for row in table() if row["arm"] == "b"], {}, "only one arm"),
-        *((table(), {"margin": margin}, "0.01") for margin in (1.0, 0, -0.1, float("nan"), "x")),
-        *(
-            (table(task=task), {}, "cannot be called .*; rename it in the table")
-            for task in ("tasks", "mean over tasks", "heldout:x@y", "dev:t", "cost:x")
-        ),
-        (two_tasks(), {"lower": ["u"], "margin": 0.01}, "scores on t and nats on u"),
-        *((table(), {"chance": {"t": it}}, "no share") for it in (50, -1, float("nan"), "half")),
-        (table(), {"contrasts": [("a", "a")]}, "two arms"),
-        (table(), {"contrasts": [("a", "b")] * 2}, "given once"),
-        (table(), {"contrasts": [("a", "b"), ("b", "a")]}, "given once"),
-        (table(task="wer"), {"lower": ["wer"]}, "wer is no loss"),
-        (
-            [{"arm": r["arm"], "seed": r["seed"], "CER": 0.1} for r in table()],
-            {"lower": ["CER"]},
-            "no loss",
-        ),
-    ],
-)
-def test_bad_tables_get_one_line(rows: Any, more: dict[str, Any], said: str) -> None:
-    with pytest.raises(MaskwiseError, match=said) as caught:
-        mw.compare(rows, **{**BETTER, **more})
-    assert "\n" not in str(caught.value)
-
-
 FRAME = pd.DataFrame(table())
 
 
@@ -698,40 +654,11 @@ def test_a_table_in_memory_has_rows_or_columns_with_names(scores: Any) -> None:
     assert len(found.records) == len(usual.records)
 
 
-@pytest.mark.parametrize(
-    ("scores", "got"),
-    [
-        pytest.param(None, "got NoneType", id="none"),
-        pytest.param(3, "got int", id="number"),
-        pytest.param(b"arm,seed", "bytes of int", id="bytes"),
-        pytest.param("x" * 5000, "no file of scores", id="long-text"),
-        pytest.param(FRAME.to_csv(), "no file of scores", id="text-of-a-table"),
-        pytest.param(FRAME.score, "got score;", id="series-without-arms"),
-        pytest.param(FRAME[["score"]].to_numpy(), "ndarray of ndarray", id="array"),
-        pytest.param(np.array(0.5), "got ndarray", id="scalar"),
-        pytest.param([tuple(row.values()) for row in table()], "list of tuple", id="tuples"),
-        pytest.param([*table(), None], "list of NoneType", id="not-all-rows"),
-        pytest.param(FRAME.to_dict(), "dict of dict", id="dict-of-dicts"),
-        pytest.param(table()[0], "dict of str", id="one-row"),
-        pytest.param({"arm": ["a"], "seed": [0, 1]}, "different lengths", id="lengths"),
-        pytest.param(FRAME[["arm", "arm", "seed", "score"]], "got arm", id="one-name-twice"),
-    ],
-)
-def test_what_is_no_table_is_one_line(scores: Any, got: str) -> None:
-    with pytest.raises(MaskwiseError, match=got) as caught:
-        mw.compare(scores, **BETTER)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_seed_is_what_is_spelt() -> None:
-    """1 and "1" are one run; "01" beside it may be another one, and is refused."""
+    """1 and "1" are one run."""
     rows = table()
     mixed = [{**row, "seed": str(row["seed"])} if row["arm"] == "a" else row for row in rows]
     assert mw.compare(mixed, **BETTER).summary["verdict"] == "decided"
-    with pytest.raises(MaskwiseError, match="two seeds are the same number"):
-        mw.compare([*rows, *({**row, "seed": "01"} for row in rows if row["seed"] == 1)], **BETTER)
-    with pytest.raises(MaskwiseError, match="two scores"):
-        mw.compare([*rows, {**rows[0], "seed": "0", "score": 0.6}], **BETTER)
 
 
 @pytest.mark.parametrize("spelling", ["--{}", "-", "{}٣", "{}.0", "run {}"])
@@ -745,13 +672,6 @@ def test_a_seed_that_is_no_whole_number_is_a_name(spelling: str) -> None:
 def test_a_seed_may_have_more_digits_than_python_reads() -> None:
     rows = [{**row, "seed": "1" * 4400 + str(row["seed"])} for row in table()]
     assert mw.compare(rows, **BETTER).summary["verdict"] == "decided"
-
-
-@pytest.mark.parametrize("lacking", [None, "", float("nan"), pd.NA])
-@pytest.mark.parametrize("column", ["arm", "seed"])
-def test_a_row_needs_an_arm_and_a_seed(column: str, lacking: Any) -> None:
-    with pytest.raises(MaskwiseError, match="no arm or no seed"):
-        mw.compare([*table(), {**table()[0], column: lacking}], **BETTER)
 
 
 def test_the_command_prints_verdicts_and_writes_a_page(tmp_path: Path, capsys: Any) -> None:
