@@ -331,30 +331,6 @@ def test_corrupt_is_for_trainers_of_others() -> None:
             mw.corrupt(tokens, counts, mask)
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"ratio": 0.0}, "rates above 0"),
-        ({"ratio": "uniform(0, 0)"}, "rates above 0"),
-        ({"ratio": "mixture(0, 0.5, 0.5, 0.5)"}, "rates above 0"),
-        ({"budget": "roughly"}, "budget"),
-        ({"corruption": "bert(mask=0.9)"}, "by the mask"),
-        ({"corruption": "replace"}, "by the mask"),
-        ({"predict": 0.5}, "predict it"),
-        ({"policy": "whole-word"}, "bernoulli"),
-        ({"policy": "t5-span", "budget": "bernoulli"}, "rate"),
-        ({"policy": "mixture(token, t5-span)", "budget": "bernoulli"}, "rate"),
-        ({"policy": "mixture(token, learned('x', explore=0.5))", "budget": "bernoulli"}, "split"),
-        ({"policy": "salient", "budget": "bernoulli", "fill": "skip-row"}, "fill"),
-    ],
-)
-def test_settings_that_would_make_the_weights_wrong_are_refused(
-    settings: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(MaskwiseError, match=said):
-        MaskedDiffusion.check(MaskedDiffusion.own_masking(settings))
-
-
 def test_what_is_no_likelihood_is_said() -> None:
     def remark(**settings: Any) -> str | None:
         return MaskedDiffusion.check(MaskedDiffusion.own_masking(settings))

@@ -280,33 +280,6 @@ def test_members_may_bring_their_own_ratios() -> None:
     assert torch.equal(batch.selected.sum(1).double(), batch.ratio * 40)
 
 
-@pytest.mark.parametrize(
-    ("spec", "text"),
-    [
-        ("mixture(token)", "two or more policies"),
-        ("mixture(token, type-weighted)", "learns its weights from losses"),
-        ("mixture(token, mixture(token, span))", "none of them a mixture"),
-        ("mixture(token, span, shares=(1.0,))", "every policy needs a share.*1 shares for 2"),
-        ("mixture(tokens, span)", "did you mean 'token'"),
-        ("mixture(token, span, shares=(0, step(1, 0)))", "all shares are 0.*when 0.5 of"),
-        (
-            "mixture(token, span, shares=(-1, 1))",
-            "^policy mixture: a share is not valid; got -1; allowed: a number from 0 to 1, or a ",
-        ),
-        ("span(p=0)", "above 0 and below 1"),
-        ("span(max_words=2, min_words=3)", "min_words .* got 3; allowed: .* from 1 to 2"),
-        ("span(over='char')", "token, word"),
-        ("t5-span(mean_span=0.5)", "mean_span .* got 0.5"),
-        ("t5-span(ratio=2)", "got 2; allowed: a number from 0 to 1"),
-        ("span-layer(rest='words')", "none, token, word"),
-        ("frequency(floor=0)", "above 0"),
-    ],
-)
-def test_wrong_arguments_say_what_is_allowed(spec: str, text: str) -> None:
-    with pytest.raises(MaskwiseError, match=text):
-        policy(spec)
-
-
 def test_missing_layers_are_named() -> None:
     rows = {"input_ids": torch.full((1, 5), 7), "example_id": torch.tensor([1])}
     for name, layer in (
@@ -459,8 +432,3 @@ class Careless(Policy):
 def test_mistakes_of_a_users_policy_are_named(make: Any, said: str) -> None:
     with pytest.raises(MaskwiseError, match=said):
         Masker(vocabulary(), policy=Careless(make))([row([1, 2])], epoch=0)
-
-
-def test_no_lines_cannot_be_joined() -> None:
-    with pytest.raises(MaskwiseError, match="at least one"):
-        Line.joined([])

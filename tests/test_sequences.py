@@ -126,15 +126,6 @@ def test_rules_for_words(rule: str, words: list[int]) -> None:
     assert tokens.columns["word_ids"].tolist() == words
 
 
-@pytest.mark.parametrize(
-    "rule",
-    ["letters", "regex:", "regex:(", "regex:a*", r"regex:\B", r"regex:\b", r"regex:(?<=\s)|\w+"],
-)
-def test_rules_that_are_none_are_refused(rule: str) -> None:
-    with pytest.raises(MaskwiseError):
-        word_rule(rule)
-
-
 def test_a_pattern_is_matched_text_by_text() -> None:
     tokenizer = train_tokenizer(["go on go on"] * 9, vocab_size=64)
     rule = word_rule(r"regex:\w+\s\w+|\w+")
