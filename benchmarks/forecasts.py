@@ -2,8 +2,8 @@
 
     nice -n 5 python benchmarks/forecasts.py [--only CASE] > forecasts.json
 
-Every stage of the recipes in ``CASES`` is timed for its forecast, as ``maskwise check`` does, and
-then runs as a whole: one after the other, in one process and in one thread. The measured rates of
+Every stage of the recipes in ``CASES`` is rehearsed, as ``maskwise check`` does, and then runs as a
+whole: one after the other, in one process and in one thread. The measured rates of
 earlier calls are not used. Both seconds are processor time, which contains no work of other
 processes, although these slow memory and shared cores.
 
@@ -33,11 +33,10 @@ from maskwise.base.errors import MaskwiseError, require_known
 from maskwise.base.printing import quietly
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.studies.costs import Forecast
-from maskwise.studies.forecast import first_of
 from maskwise.studies.plan import make_plan
+from maskwise.studies.rehearsal import Rehearsal
 from maskwise.studies.stages import KINDS, named
 from maskwise.studies.store import StageStore
-from maskwise.studies.timing import TIMERS, Samples, links_of
 from maskwise.studies.work import run_stage
 from maskwise.text.documents import read_documents
 
@@ -225,18 +224,19 @@ def compared(recipe: Recipe, folder: Path) -> Iterator[Figures]:
 
     A stage is left out if the rates of an earlier one hold for it, and no later one needs it.
     """
-    links = links_of([make_plan(recipe)])
+    stages = named(make_plan(recipe).stages())
     store = StageStore(folder / "stages")
-    forecast = Forecast(named(links), store)
-    samples = Samples(first_of(recipe), folder / "samples")
-    for stage, link in links.items():
+    forecast = Forecast(stages, store)
+    rehearsal = Rehearsal(folder / "rehearsal")
+    rehearsal.whole |= stages
+    for stage in stages.values():
         known = forecast.seconds(stage.name) is not None
         if known and KINDS[stage.kind].output is None:
             continue
         began = time.process_time()
-        if stage.kind in TIMERS and not known:
-            with quietly(), suppress(MaskwiseError):
-                forecast.keep(stage.name, TIMERS[stage.kind](stage, link, samples))
+        if not known:
+            with suppress(MaskwiseError):
+                forecast.keep(stage.name, rehearsal.rates(stage, math.inf))
         spent = time.process_time() - began
         predicted = forecast.seconds(stage.name)
         began = time.process_time()

@@ -35,12 +35,13 @@ from maskwise.studies.adapt.draft import Texts, cut_rows, draft_of
 from maskwise.studies.adapt.request import time_limit
 from maskwise.studies.adapt.saved import gains_of, kept_of, save_adapted, save_best, saved_folders
 from maskwise.studies.adapt.title_pairs import write_pairs
+from maskwise.studies.forecast import time_words
 from maskwise.studies.from_files import draft_of_files as first_study
 from maskwise.studies.plan import make_plan
 from maskwise.studies.prospects import prospects_of
-from maskwise.studies.stages import overlap_stage
+from maskwise.studies.rehearsal import Rehearsal
+from maskwise.studies.stages import Stage, overlap_stage
 from maskwise.studies.store import StageStore
-from maskwise.studies.timing import TIMERS, time_words
 from maskwise.studies.work import run_stage
 from maskwise.tasks import load_task
 from maskwise.text.documents import Documents
@@ -680,12 +681,12 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
 
 
 def test_an_unknown_time_is_not_within_a_limit(texts, tmp_path, capfd, monkeypatch):
-    def too_short(*_: Any) -> None:
-        raise MaskwiseError("the sample is too short")
+    def rates(self: Rehearsal, stage: Stage, budget: float) -> dict[str, float]:
+        if stage.kind == "pretrain":
+            raise MaskwiseError("the sample is too short")
+        return {"seconds": 1.0}
 
-    monkeypatch.setitem(TIMERS, "pretrain", too_short)
-    for kind in ("finetune", "evaluate"):
-        monkeypatch.setitem(TIMERS, kind, lambda *_: {"seconds": 1})
+    monkeypatch.setattr(Rehearsal, "rates", rates)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "out"
     assert maskwise("adapt", "bundled:encoder", texts, "--out", out, "--time", "2h") == 2
@@ -703,9 +704,7 @@ def test_a_plan_above_the_time_names_the_most_steps_that_keep_it(
 ):
     # Every step takes a second, so that a plan takes hours.
     entry = {"start": 0.0, "step": 1.0, "judge": 0.0, "memory_gib": 0.5}
-    monkeypatch.setitem(TIMERS, "pretrain", lambda *_: entry)
-    for kind in ("finetune", "evaluate"):
-        monkeypatch.setitem(TIMERS, kind, lambda *_: {"seconds": 1})
+    monkeypatch.setattr(Rehearsal, "rates", lambda *_: entry | {"seconds": 1.0})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "my out"
 

@@ -290,7 +290,7 @@ def test_a_plan_that_cannot_be_computed_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Steps take minutes, so mistakes are found before any are timed.
-    monkeypatch.delattr(forecast, "time_stages")
+    monkeypatch.delattr(forecast, "rehearse_stages")
     pilot(tmp_path / "pilot", [0.1])
     pilot(tmp_path / "equal", [0.0, 0.0, 0.0])
     code, printed, line = said("check", recipe, *ONE, *options)

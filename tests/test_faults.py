@@ -47,7 +47,6 @@ def trained(
     *,
     stop: int = 0,
     number: int = signal.SIGTERM,
-    resumes: bool = True,
     **more: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Train, and get a signal in the evaluation of the step ``stop``."""
@@ -62,7 +61,7 @@ def trained(
     chosen = settings(**{**HOW, "eval_every": 1, **more})
     objective = MaskedLanguageModelling(model("bert"))
     source = MaskedSource(DATA, Masker(tokenizer(), ratio=0.3), chosen)
-    done = train(objective, source, chosen, folder=folder, evaluate=evaluate, resumes=resumes)
+    done = train(objective, source, chosen, folder=folder, evaluate=evaluate)
     return objective.model, {**done, "evaluated": asked}
 
 
@@ -113,14 +112,11 @@ def test_a_signal_saves_a_state_although_none_is_saved_otherwise(tmp_path: Path)
     assert lines(cut) == lines(tmp_path / "whole") and again["loss"] == facts["loss"]
 
 
-@pytest.mark.parametrize("more", [{"folder": None}, {"resumes": False}])
 def test_a_signal_ends_a_training_that_may_save_no_state(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, Any]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert signalled(step=2, number=signal.SIGTERM, **{"folder": tmp_path, **more}) == 143
+    assert signalled(None, step=2, number=signal.SIGTERM) == 143
     assert "SIGTERM: ended at step 2 without a state" in capsys.readouterr().err
-    assert not (tmp_path / "resume").exists()
-    assert (tmp_path / "metrics.jsonl").exists() == ("folder" not in more)
 
 
 def test_a_signal_while_a_state_is_written_leaves_whole_states(

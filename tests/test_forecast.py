@@ -21,7 +21,7 @@ from maskwise.base.devices import begin_peak_memory, hardware, peak_memory
 from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation.sets import Pairs
 from maskwise.recipe import read_recipe
-from maskwise.studies import dry_run, make_plan, timing
+from maskwise.studies import dry_run, make_plan, rehearsal
 from maskwise.studies.costs import (
     CHANGE_NO_TIME,
     Forecast,
@@ -32,11 +32,13 @@ from maskwise.studies.costs import (
     until_end,
 )
 from maskwise.studies.forecast import check, lines_of
+from maskwise.studies.rehearsal import Rehearsal, rehearse
 from maskwise.studies.scheduler import StudyProgress
-from maskwise.studies.stages import KINDS, Stage
+from maskwise.studies.stages import Stage, named
 from maskwise.studies.store import StageStore
+from maskwise.studies.text_sample import Samples
 from maskwise.tasks import load_task
-from maskwise.text.settings import TokenizerSettings
+from maskwise.tasks.settings import FinetuneSettings
 from maskwise.training import TrainingSettings
 from processes import PATIENCE, forked
 from tiny import WORDS, maskwise, write_inputs, write_lines
@@ -145,13 +147,12 @@ def test_the_rates_of_a_text_are_not_those_of_another(recipe, tmp_path, monkeypa
     forecast = Forecast({stage.name: stage for stage in plan.stages()}, StageStore(tmp_path))
     timed = []
 
-    def timer(stage, link, samples):
+    def rates(self, stage, budget):
         timed.append(stage.kind)
         return {"seconds": len(timed), "step": len(timed)}
 
-    monkeypatch.setattr(timing, "TIMERS", dict.fromkeys(timing.TIMERS, timer))
-    samples = timing.Samples(link.arm("a", seed=0), tmp_path / "samples")
-    assert timing.time_stages([plan], forecast, samples) == {}
+    monkeypatch.setattr(Rehearsal, "rates", rates)
+    assert rehearse([plan], forecast, Rehearsal(tmp_path)) == {}
     assert timed.count("pretrain") == 2
     own, other = {}, {}
     for name in of_kind("pretrain", forecast):
@@ -320,18 +321,13 @@ def test_stages_that_do_not_fit_into_memory_together_are_named(recipe, tmp_path,
     assert doubts[2] == [] and "12 GiB" in doubt["what"] and "2" in doubt["do"]
 
 
-def test_the_text_of_a_stream_is_prepared_while_it_is_trained_on(recipe, tmp_path):
-    """The time to annotate and tokenise a stream was not counted."""
-    for stream, workers, step in ((True, 4, 16.0), (True, 0, 65.0), (False, 1, 1.0)):
-        settings = [f"corpus.stream={stream}", f"training.workers={workers}"]
-        link = read_recipe(recipe, [*SMALL, "training.batch_size=64", *settings])
-        samples = timing.Samples(link, tmp_path / f"{stream}-{workers}")
-        sample = samples.first
-        assert sample.one_row_seconds > 0
-        rows = len(sample.rows) + len(sample.data.held_out)
-        timed = sample._replace(row_seconds=lambda times, rows=rows: 3.0 + rows * times)
-        samples.prepared = dict.fromkeys(samples.prepared, timed)
-        assert timing._with_reading(1.0, link, samples) == step
+def test_what_other_processes_do_for_a_stage_is_timed(monkeypatch):
+    """The time to annotate and tokenise a stream, and to compile, was not counted."""
+    clocks = {}
+    for how, training in (({"workers": 2}, {}), ({"workers": 0}, {}), ({}, {"compile": True})):
+        stage = Stage("pretrain", {"training": training}, how=how)
+        clocks[json.dumps([how, training])] = rehearsal._clock_of(stage)
+    assert [*clocks.values()] == [time.perf_counter, time.process_time, time.perf_counter]
 
 
 def test_the_peak_of_memory_begins_anew():
@@ -393,7 +389,7 @@ def test_a_forecast_of_several_processes_says_that_it_is_of_single_ones(recipe):
 def test_texts_that_differ_have_samples_of_their_own(recipe, tmp_path):
     """A sample was shared by texts of equal length, whatever their sources and words."""
     first = read_recipe(recipe, SMALL)
-    samples = timing.Samples(first, tmp_path / "samples")
+    samples = Samples(first, tmp_path / "samples")
     known = samples.of(first)
     for more in ("corpus.words=spaces", "corpus.limit=40", "corpus.source=bundled:wikipedia"):
         assert samples.of(read_recipe(recipe, [*SMALL, more])) is not known
@@ -416,7 +412,7 @@ def test_the_targets_of_an_arm_are_counted_on_its_own_text(recipe):
 def test_every_measure_of_an_evaluation_is_timed_on_some_of_its_items(recipe, monkeypatch):
     """The time of minimal pairs, facts and other measures was not counted at all."""
     scored = []
-    monkeypatch.setattr(timing, "ITEMS", 4)
+    monkeypatch.setattr(rehearsal, "ROWS", (2, 4))
     real = Pairs.measure
 
     def measure(self, model, tokenizer, **given):
@@ -429,39 +425,33 @@ def test_every_measure_of_an_evaluation_is_timed_on_some_of_its_items(recipe, mo
     measures = [f"pairs({str(recipe.parent / 'pairs.jsonl')!r})"]
     asked = [f"evaluation.measures={json.dumps(measures)}", "tasks=[]", "phases=none"]
     assert check(str(recipe), [*SMALL, *asked])["unknown"] == []
-    assert scored and max(scored) == 4
+    assert {*scored} == {2, 4}
 
 
 @pytest.mark.parametrize("method", [pytest.param("supervised", marks=pytest.mark.slow), "meta"])
-def test_learning_of_a_policy_is_timed_by_a_few_steps(method, tmp_path, monkeypatch):
-    """It had no forecast, so the time of such a study was unknown."""
+def test_learning_of_a_policy_is_rehearsed(method, tmp_path):
+    """It had no forecast, so the time of such a study was unknown. The text that the policy scores
+    and the training with it are rehearsed with a policy that few steps learned."""
     asked = ["study.seeds=1", "study.gate=null", "study.contrasts=[]", "study.search=null"]
     asked += ["study.arms={one: {masking.policy: learned}}", "tokenizer.vocab_size=512"]
-    asked += ["corpus.limit=60"]
+    asked += ["corpus.limit=60", "training.steps=4", "evaluation.rows=4"]
     if method == "meta":
-        asked += ["learning.meta.warm=0", "learning.meta.dev_examples=8"]
-    monkeypatch.setattr(timing, "SHORT", timing.SHORT | {"steps": 3})
-    monkeypatch.setattr(timing, "STEPS", 3)
+        asked += ["learning.meta.warm=0", "learning.meta.dev_examples=8", "learning.meta.steps=4"]
     plan = make_plan(read_recipe(f"learn-{method}", asked))
-    links = timing.links_of([plan])
-    forecast = Forecast({stage.name: stage for stage in links}, StageStore(tmp_path))
-    (stage,) = (stage for stage in links if stage.kind == "learn")
-    samples = timing.Samples(links[stage], tmp_path / "samples")
-    forecast.keep(stage.name, timing.TIMERS["learn"](stage, links[stage], samples))
-    rates = forecast.rates[forecast.key(stage.name)]
-    steps = KINDS["learn"].steps(stage)
-    assert min(rates["start"], rates["step"], rates["judge"]) > 0
-    assert forecast.seconds(stage.name) > steps * rates["step"]
-    # The training with this policy is timed before there is one.
-    (stage,) = (stage for stage in links if stage.kind == "pretrain")
-    assert timing.TIMERS["pretrain"](stage, links[stage], samples)["step"] > 0
+    forecast = Forecast(named(plan.stages()), StageStore(tmp_path))
+    small = Rehearsal(tmp_path / "rehearsal")
+    assert rehearse([plan], forecast, small) == {}
+    (learn,) = of_kind("learn", forecast)
+    rates = forecast.rates[forecast.key(learn)]
+    assert rates["start"] > 0 and forecast.seconds(learn) > 0
+    (scored,) = (name for name in of_kind("prepare", forecast) if forecast.named[name].needs)
+    assert "learned" in small.prepared(scored).training.pieces.columns
 
 
 def test_samplers_are_timed_on_a_sample_with_few_held_out_rows(recipe, monkeypatch):
     asked = [*SMALL, "tasks=[]", "objective={mlm: , rtd: }", "sampler=mometas(every=4)"]
     asked += ["corpus.length=16", "corpus.held_out=0.4", "evaluation.rows=20"]
-    monkeypatch.setattr(timing, "SAMPLE_CHARACTERS", 20_000)
-    monkeypatch.setattr(timing, "ITEMS", 4)
+    monkeypatch.setattr(rehearsal, "SAMPLE_CHARACTERS", 20_000)
     assert check(str(recipe), asked)["time"]["unknown"] == []
 
 
@@ -484,81 +474,63 @@ def test_a_sampler_that_always_draws_one_objective_has_known_targets(recipe):
     assert [round(found[arm]["share"], 1) for arm in ("one", "two", "three")] == [0.2, 0.2, 0.5]
 
 
-def test_the_time_to_compile_is_not_multiplied_by_the_steps(monkeypatch):
-    """The first two steps compiled for 13 and 16 seconds, and no other step was timed."""
-    now = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    clock = timing.Clock(compiled=True)
-    now[0] += 2.0
-
-    def judge(step: int, ranks: object) -> list[object]:
-        now[0] += 7.0 if not clock.judged else 3.0
-        return []
-
-    evaluate = clock(judge)
-    lines: list[object] = []
-    for seconds in (13.0, 16.0, *[0.25] * 100):
-        if not lines:
-            now[0] += seconds
-            lines = evaluate(len(clock.ticks), None)
-    now[0] += 1.0
-    assert lines == [{"enough": True}]
-    assert clock.step == 0.25 and clock.warm_up == 13.0 + 16.0 - 2 * 0.25
-    assert len(clock.ticks) - 1 == timing.COMPILED_STEPS
-    assert (clock.loading, clock.judged, clock.rest) == (2.0, [7.0, 3.0], 1.0)
+def line_of(stage: Stage) -> float:
+    """Seconds of a stage that are a line in each number."""
+    seconds = 5.0 + 2 * (stage.setting("training.steps") or stage.setting("finetune.steps") or 0)
+    seconds += 0.5 * (stage.setting("evaluation.rows") or 0)
+    return seconds + 0.25 * stage.what.get("rows", 0)
 
 
-def test_the_slowest_of_a_few_steps_does_not_count():
-    """A median of few steps is less exact than a mean, as rows of batches differ in length."""
-    clock = timing.Clock()
-    clock.ticks = [0.0, 9.0, 10.0, 12.0, 15.0, 16.0, 26.0]
-    assert clock.step == 2.0
-    for ticks, step in (([0.0, 9.0], 9.0), ([0.0, 9.0, 10.0], 1.0), ([0.0, 9.0, 10.0, 13.0], 2.0)):
-        clock.ticks = ticks
-        assert clock.step == step
+@pytest.fixture
+def lines(recipe, monkeypatch, tmp_path):
+    """The forecasts of small stages that take the seconds of ``line_of``."""
+    small = Rehearsal(tmp_path / "rehearsal")
+    real = small._run
+
+    def run(stage: Stage) -> float:
+        if stage.name not in small._took:
+            real(stage)
+        return line_of(stage)
+
+    monkeypatch.setattr(small, "_run", run)
+
+    def rates(kind: str, *overrides: str) -> tuple[Stage, StageRates]:
+        forecast = forecast_of(recipe, *overrides)
+        small.whole |= forecast.named
+        name, *_ = of_kind(kind, forecast)
+        return forecast.named[name], small.rates(forecast.named[name], 0.0)
+
+    return rates
 
 
-def test_a_timed_training_saves_nothing(recipe, tmp_path):
-    """The save of the end was counted for every training with all that its first call imports."""
-    link = read_recipe(recipe, [*SMALL, "tasks=[]"])
-    data = timing.Samples(link, tmp_path / "samples").first.data
-    clock = timing.Clock()
-    timing.pretrain(data, link, folder=tmp_path / "out", watch=clock)
-    assert len(clock.ticks) > 2 and not (tmp_path / "out" / "checkpoint").exists()
+def test_the_seconds_of_a_training_are_a_line_through_two_sizes(lines):
+    """Seconds that do not depend on the steps, such as of compiling, are not multiplied by them."""
+    _, rates = lines("pretrain", "tasks=[]", "evaluation.rows=40", "corpus.held_out=0.4")
+    assert rates["start"] == pytest.approx(5.0) and rates["step"] == pytest.approx(2.0)
+    rows = rates["judge"] / 0.5
+    assert 1 <= rows <= 40
 
 
-def test_seconds_that_do_not_depend_on_the_rows_are_not_multiplied():
-    """A fit of 5 s was counted for every few rows of a task."""
-    assert timing._scaled(lambda rows: 5 + 0.1 * rows, 40, 1000) == pytest.approx(105)
-    assert timing._scaled(lambda rows: 0.1 * rows, 1, 1000) == pytest.approx(100)
-    assert timing._scaled(lambda rows: 2.0, 40, 1000) == 2.0
-
-
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_the_forecast_runs_the_function_of_the_stage(kind, recipe, monkeypatch):
-    """A stage has no second version for the forecast, which could take another time."""
-    called = []
-    real = getattr(timing, kind)
-
-    def watched(*arguments, watch, **more):
-        called.append(watch)
-        return real(*arguments, watch=watch, **more)
-
-    monkeypatch.setattr(timing, kind, watched)
-    assert check(str(recipe), SMALL)["unknown"] == []
-    from maskwise.studies import pretraining
-    from maskwise.tasks import finetuning
-
-    assert called and real is {"pretrain": pretraining, "finetune": finetuning}[kind].__dict__[kind]
-    assert all(isinstance(each, timing.Clock) for each in called)
-    assert all(2 <= len(each.ticks) - 1 <= timing.STEPS for each in called)
+def test_test_rows_are_answered_once_and_dev_rows_at_every_evaluation(lines):
+    """Test rows were counted as often as dev rows, in fine-tuning with ``eval_every``."""
+    seconds = {}
+    for every in (0, 1):
+        asked = ("finetune.seeds=2", f"finetune.eval_every={every}")
+        stage, rates = lines("finetune", *asked)
+        seconds[every] = rates["seconds"]
+    task = load_task(stage.what["task"])
+    dev, test = len(task.splits["dev"]), len(task.splits["test"])
+    steps = FinetuneSettings(**stage.what["finetune"]).training(task, seed=0).steps
+    assert seconds[0] == pytest.approx(2 * (5 + 2 * steps + 0.25 * (dev + test) / 2))
+    assert seconds[1] - seconds[0] == pytest.approx(2 * 0.25 * steps * dev / 2)
 
 
 def test_a_step_that_would_fill_the_memory_is_not_timed(recipe, monkeypatch):
     asked = [*SMALL, "corpus.length=32", "tasks=[]", "training.eval_every=0", "phases=none"]
-    monkeypatch.setattr(timing, "memory", lambda: 1000)
+    monkeypatch.setattr(rehearsal, "memory", lambda: 1000)
     found = check(str(recipe), asked)
-    assert found["time"]["unknown"] == ["pretrain"]
+    # The stages after it need its checkpoint.
+    assert found["time"]["unknown"] == ["pretrain", "evaluate"]
     # The reason was not said, and the advice was to measure again.
     assert "training.accumulate" in dict(lines_of(found))["time"]
     head = check(str(recipe), [*asked, "training.freeze=encoder"])
@@ -603,72 +575,14 @@ def test_the_held_out_rows_are_those_of_the_documents_that_are_held_out(tmp_path
     write_lines(tmp_path / "long.jsonl", texts)
     asked = [f"corpus.source={tmp_path / 'long.jsonl'}", "corpus.held_out=0.2"]
     link = read_recipe(write_inputs(tmp_path / "in"), [*SMALL, *asked])
-    whole = timing.Samples(link, tmp_path / "whole").first
+    whole = Samples(link, tmp_path / "whole").first
+    counts = whole.part.counts
     sizes = (len(document.text) for document in link.corpus.held_out_documents())
-    share = sum(sizes) / whole.characters
-    assert whole.whole and abs(share - 0.2) > 0.02
-    monkeypatch.setattr(timing, "SAMPLE_CHARACTERS", whole.characters // 2)
-    part = timing.Samples(link, tmp_path / "part").first
-    assert part.scale > 1 and part.held_out == pytest.approx(share)
-
-
-def test_test_rows_are_answered_once_and_dev_rows_at_every_evaluation(recipe, monkeypatch):
-    """Test rows were counted as often as dev rows, in fine-tuning with ``eval_every``."""
-
-    class Still:
-        loading = warm_up = step = 0.0
-        rest = 1.0
-
-    seconds = {}
-    monkeypatch.setattr(timing, "Clock", Still)
-    monkeypatch.setattr(timing, "finetune", lambda *arguments, **more: None)
-    for every in (0, 1):
-        link = read_recipe(recipe, [*SMALL, "finetune.seeds=1", f"finetune.eval_every={every}"])
-        stage = next(stage for stage in make_plan(link).stages() if stage.kind == "finetune")
-        samples = timing.Samples(link, recipe.parent / f"samples-{every}")
-        seconds[every] = timing.TIMERS["finetune"](stage, link, samples)["seconds"]
-        task = load_task(stage.what["task"])
-    dev, test = len(task.splits["dev"]), len(task.splits["test"])
-    steps = link.finetune.training(task, seed=0).steps
-    assert seconds[0] == pytest.approx(1.0)
-    assert seconds[1] == pytest.approx((dev * (1 + steps) + test) / (dev + test))
-
-
-def test_text_is_timed_only_for_a_stage_whose_time_is_unknown(tmp_path, monkeypatch):
-    """Every dry run wrote the rows of its sample, and trained its tokenizer, twice, also if all
-    times were known.
-    """
-    written, trained = [], []
-    write_rows, tokenizer = timing.write_rows, TokenizerSettings.tokenizer
-    monkeypatch.setattr(
-        timing, "write_rows", lambda *a, **kw: written.append(a) or write_rows(*a, **kw)
-    )
-    monkeypatch.setattr(
-        TokenizerSettings, "tokenizer", lambda *a: trained.append(a) or tokenizer(*a)
-    )
-    first = read_recipe("quick-start", [*SMALL, "corpus.limit=200"])
-    sample = timing.Samples(first, tmp_path).first
-    assert (len(written), len(trained)) == (1, 1)
-    assert sample.prepare_seconds > 0
-    assert sample.prepare_seconds == sample.prepare_seconds
-    assert len(written) == 2
-    assert sample.vocabulary_seconds() > 0
-    assert sample.vocabulary_seconds() == sample.vocabulary_seconds()
-    # A quarter of the sample shows which part of the time grows with the text.
-    assert len(trained) - 1 in (1, 2)
-
-
-def test_a_policy_that_scores_the_text_takes_time(tmp_path):
-    """The scoring of a text by the policy that a study learns was not counted."""
-    asked = ["study.seeds=1", "study.gate=null", "study.search=null", "tokenizer.vocab_size=512"]
-    asked += ["study.arms={one: {masking.policy: learned}}", "corpus.limit=60"]
-    plan = make_plan(read_recipe("learn-supervised", [*asked, "study.contrasts=[]"]))
-    links = timing.links_of([plan])
-    (stage,) = (stage for stage in links if stage.kind == "prepare" and len(stage.needs) > 1)
-    samples = timing.Samples(links[stage], tmp_path / "samples")
-    assert samples.seconds(stage, links[stage]) > 0
-    layers = [sample.rows.pieces.columns for sample in samples.prepared.values()]
-    assert any("learned" in columns for columns in layers)
+    assert counts.held_out == sum(sizes) and abs(counts.held_out / counts.characters - 0.2) > 0.02
+    assert whole.held_out_rows == len(whole.data.held_out)
+    monkeypatch.setattr(rehearsal, "SAMPLE_CHARACTERS", counts.characters // 2)
+    part = Samples(link, tmp_path / "part").first
+    assert part.part.times > 1 and part.held_out_rows == pytest.approx(whole.held_out_rows, rel=0.1)
 
 
 # The table
@@ -729,15 +643,36 @@ def test_a_study_is_planned_once(recipe, monkeypatch):
 def test_a_plan_is_printed_before_stages_are_timed(recipe, monkeypatch, capsys):
     """Nothing was said for the seconds in which stages are timed, and Ctrl-C left nothing."""
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **more: object) -> None:
         said = capsys.readouterr()
         assert "targets per step" in said.out and "work time" not in said.out
         raise KeyboardInterrupt
 
     command = ("check", recipe, *SMALL)
-    monkeypatch.setattr("maskwise.studies.forecast.time_stages", interrupted)
+    monkeypatch.setattr("maskwise.studies.forecast.rehearse_stages", interrupted)
     assert maskwise(*command) == 130
     # Without timing, the plan is whole, and its time is a bound.
     assert maskwise(*command, "--no-timing") == 0
     said = capsys.readouterr().out
     assert said.index("targets per step") < said.index("work time") < said.index("more than 8 s")
+
+
+def test_a_rehearsal_that_is_asked_for_runs_every_stage(recipe, monkeypatch):
+    """A stage whose time is known from another study is run, too, and what fails ends the check."""
+    asked = [*SMALL, "tasks=[]"]
+    assert check(str(recipe), asked)["unknown"] == []
+    rehearsed = []
+
+    def rates(self: Rehearsal, stage: Stage, budget: float) -> StageRates:
+        rehearsed.append(stage.kind)
+        if stage.kind == "evaluate":
+            raise MaskwiseError("no such file")
+        return {"seconds": 1.0, "start": 1.0, "step": 1.0}
+
+    monkeypatch.setattr(Rehearsal, "rates", rates)
+    check(str(recipe), asked)
+    assert rehearsed == []
+    with pytest.raises(MaskwiseError, match="no such file"):
+        check(str(recipe), asked, rehearse=True)
+    assert {*rehearsed} == {"prepare", "pretrain", "evaluate"}
+    assert maskwise("check", recipe, *asked, "--rehearse") == 2

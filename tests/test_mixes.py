@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from maskwise.base.errors import MaskwiseError
 from maskwise.base.folders import file_hash
 from maskwise.recipe import read_recipe
-from maskwise.studies import make_plan, run_stage, timing
+from maskwise.studies import make_plan, rehearsal, run_stage
 from maskwise.studies.checks import tokenizer_and_config
 from maskwise.studies.pretraining import masked_source
 from maskwise.studies.single import run_pretrain
 from maskwise.studies.store import StageStore
+from maskwise.studies.text_sample import Samples
 from maskwise.text import Prepared
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.words import text_id
@@ -230,12 +231,12 @@ def test_layers_and_sizes_of_a_mix(folder, read, tmp_path):
 @pytest.mark.parametrize("layers", ["[]", "[salient]"])
 def test_the_sample_of_a_mix_has_text_of_every_source(layers, folder, read, tmp_path, monkeypatch):
     """Behind a long first source, the other ones had no rows, and check refused the arm."""
-    monkeypatch.setattr(timing, "SAMPLE_CHARACTERS", 8000)
-    monkeypatch.setattr(timing, "LEAST_CHARACTERS", 0)
+    monkeypatch.setattr(rehearsal, "SAMPLE_CHARACTERS", 8000)
+    monkeypatch.setattr(rehearsal, "LEAST_CHARACTERS", 0)
     names = [str(folder / f"{name}.jsonl") for name in ("corpus", "backwards")]
     recipe = read(f"corpus.source={json.dumps(names)}", f"corpus.layers={layers}")
-    samples = timing.Samples(recipe, tmp_path / "samples")
-    assert samples.first.scale > 1
+    samples = Samples(recipe, tmp_path / "samples")
+    assert samples.first.part.times > 1
     assert min(samples.first.data.training.by_source(2)) > 0
     later = samples.of(read(f"corpus.source={json.dumps(names[::-1])}", "corpus.length=32"))
     assert min(later.rows.by_source(2)) > 0

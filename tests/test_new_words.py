@@ -34,7 +34,7 @@ from maskwise.studies.plan import make_plan, make_run
 from maskwise.studies.single import inputs_of_policy
 from maskwise.studies.stages import prepare_stage, pretrain_stage, tokenizer_of
 from maskwise.studies.store import StageStore
-from maskwise.studies.timing import Samples
+from maskwise.studies.text_sample import Samples
 from maskwise.studies.work import run_stage
 from maskwise.text import Document, Prepared, load_tokenizer, read_documents, train_tokenizer
 from maskwise.text.new_words import choose_words, count_words, extend, given_words, read_words

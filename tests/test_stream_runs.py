@@ -98,7 +98,7 @@ def test_a_changed_shard_ends_a_run_that_goes_on(recipe, folder, tmp_path, capsy
 
 
 def test_the_check_of_a_stream_looks_at_its_beginning(recipe, folder, monkeypatch):
-    monkeypatch.setattr("maskwise.studies.timing.SAMPLE_CHARACTERS", 5000)
+    monkeypatch.setattr("maskwise.studies.rehearsal.SAMPLE_CHARACTERS", 5000)
     facts = check(str(recipe), [f"corpus.source={folder}/part-*.jsonl", "tasks=[]"], timing=False)
     assert not facts["corpus"]["whole"] and 5000 <= facts["corpus"]["characters"] < 6000
     assert facts["training"]["passes"] is None and facts["corpus"]["rows"] > 10

@@ -247,7 +247,7 @@ def adapt(
     OUT/model is a folder for transformers, and OUT/sentence-model for sentence-transformers.
     """
     from maskwise.studies.adapt import Adaptation, Request, default_runs, refuse_both
-    from maskwise.studies.timing import time_words
+    from maskwise.studies.forecast import time_words
 
     refuse_both(runs, seeds)
     of_runs: int | tuple[int, ...] = runs or default_runs(new_words, control)

@@ -115,7 +115,8 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would run and how long; write nothing.")
 ]
 Timing = Annotated[
-    bool, typer.Option(help="Time a few steps, unless similar steps were timed here before.")
+    bool,
+    typer.Option(help="Run stages with little text and few steps, unless their time is known."),
 ]
 Page = Annotated[Path | None, typer.Option("--html", help="Also write a page.")]
 Words = Annotated[
@@ -309,7 +310,7 @@ def print_check(
         nonlocal printed
         printed = len(record["doubts"])
         print_plan(record)
-        say("Timing a few steps of each stage; Ctrl-C keeps this plan …", to=err_console)
+        say("Rehearsing each stage with little text; Ctrl-C keeps this plan …", to=err_console)
 
     if as_json:
         record = check(lambda record: None)

@@ -76,6 +76,10 @@ def check(
         typer.Option(help="A difference in points or nats: how many runs detect it?"),
     ] = None,
     timing: Timing = True,
+    rehearse: Annotated[
+        bool,
+        typer.Option("--rehearse", help="Run every stage so, and end with the first that fails."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what would be trained, how long it takes, and what it can decide. Nothing is written.
@@ -93,7 +97,8 @@ def check(
     from maskwise.studies.adapt import Adaptation, Request
     from maskwise.studies.forecast import check as checked
 
-    power: JsonObject = {"spread": spread, "detect": detect}
+    asked: JsonObject = {"spread": spread, "detect": detect}
+    asked |= {"timing": timing, "rehearse": rehearse}
     # A text has an ending, or is a folder; the id of a model on the hub has neither.
     on_hub = bool(files) and "/" in subject and not is_path(file) and not file.suffix
     if is_model(subject) or (on_hub and not subject.startswith("hf:")):
@@ -112,10 +117,10 @@ def check(
             overrides=(*overrides,),
         )
         with Adaptation(request, dry_run=True) as adaptation:
-            print_check(partial(adaptation.plan, timing=timing, **power), as_json=as_json)
+            print_check(partial(adaptation.plan, **asked), as_json=as_json)
     else:
         labelled = [*files, *labels]
-        asked: JsonObject = {"tasks": labelled, "out": out, "timing": timing, **power}
+        asked |= {"tasks": labelled, "out": out}
         print_check(lambda tell: checked(subject, overrides, tell=tell, **asked), as_json=as_json)
 
 

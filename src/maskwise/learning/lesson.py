@@ -42,7 +42,6 @@ from maskwise.text.own_tokenizer import other_ids
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.training.building import model_from
 from maskwise.training.data import log_frequencies
-from maskwise.training.log import Watch
 from maskwise.training.settings import ModelSettings, TrainingSettings
 
 if TYPE_CHECKING:
@@ -90,11 +89,8 @@ class Lesson:
     finetune: FinetuneSettings
     folder: Path
 
-    def learn(self, *, watch: Watch | None = None) -> Measures:
+    def learn(self) -> Measures:
         """Learn the policy and write it to ``folder``. An interrupted call resumes when repeated.
-
-        Args:
-            watch: times the steps and ends them early.
 
         Returns:
             A record with ``policy`` (the folder of the policy), ``method``, ``task``, the measures
@@ -111,8 +107,8 @@ class Lesson:
         self._say(f"reading {self.corpus.title} and the task {self.task}")
         tokenizer = self._tokenizer(self.learning.policy.pretrained or self.tokenizer.name)
         if self.learning.method == "supervised":
-            return self._by_labels(tokenizer, watch)
-        return self._by_meta_gradient(tokenizer, watch)
+            return self._by_labels(tokenizer)
+        return self._by_meta_gradient(tokenizer)
 
     def _say(self, line: str) -> None:
         """Log a line. Only the first rank does."""
@@ -142,7 +138,7 @@ class Lesson:
             )
         return [document.text for document in self.corpus.documents()]
 
-    def _by_labels(self, tokenizer: PreTrainedTokenizerFast, watch: Watch | None) -> Measures:
+    def _by_labels(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
         how = self.learning.supervised
         labels = labels_of(self.task, texts=self.texts)
         rows = len(labels.splits["train"])
@@ -156,7 +152,6 @@ class Lesson:
             training=how.training.model_copy(update={"seed": self.seed}),
             dev_texts=labels.splits["dev"],
             folder=self.folder,
-            watch=watch,
         )
         measures = {
             "left_out": dict(labels.counts + counts),
@@ -169,9 +164,7 @@ class Lesson:
             before=before,
         )
 
-    def _by_meta_gradient(
-        self, tokenizer: PreTrainedTokenizerFast, watch: Watch | None
-    ) -> Measures:
+    def _by_meta_gradient(self, tokenizer: PreTrainedTokenizerFast) -> Measures:
         encoder = self.learning.policy.pretrained
         if encoder and self.tokenizer.name:
             model_tokenizer = self._tokenizer(self.tokenizer.name)
@@ -211,7 +204,7 @@ class Lesson:
             policy = self.new_policy(tokenizer, seed=self._seed_of(number))
             before = word_weights(policy, shown)
             losses = self._losses(tokenizer, task, log_unigram)
-            result = self._try(number, policy, losses, examples("train"), examples("dev"), watch)
+            result = self._try(number, policy, losses, examples("train"), examples("dev"))
             results.append(LearnedTry(policy, before, result))
         best = max(range(tries), key=lambda number: results[number].result.gain)
         if tries > 1 and rank_here() == 0:
@@ -263,7 +256,6 @@ class Lesson:
         losses: Losses,
         examples: Examples,
         dev: Examples,
-        watch: Watch | None,
     ) -> MetaResult:
         """Learn the policy of one try. The policy and the model are changed in place."""
         tries = self.learning.meta.tries
@@ -281,7 +273,6 @@ class Lesson:
             self.training,
             folder=folder,
             title=title,
-            watch=watch,
         )
 
     def _keep(

@@ -66,7 +66,7 @@ from maskwise.tasks.task import Task
 from maskwise.tasks.tensors import shuffled
 from maskwise.training.checkpoint import changed_settings
 from maskwise.training.learners import Facts, Learner, NumbersByName, Progress
-from maskwise.training.log import Evaluate, NotFinite, Watch
+from maskwise.training.log import NotFinite
 from maskwise.training.loop import train
 from maskwise.training.optim import Optimizers, load_state, state_of
 from maskwise.training.ranks import ALONE, Ranks, is_sharded
@@ -110,7 +110,6 @@ def learn_policy(
     *,
     folder: Path | None = None,
     title: str = "learning a policy",
-    watch: Watch | None = None,
 ) -> MetaResult:
     """Learn a policy until the last step, an early stop, or divergence.
 
@@ -128,7 +127,6 @@ def learn_policy(
         training: the optimiser, learning rate and gradient clipping for the model's ordinary steps.
         folder: the folder for ``metrics.jsonl`` and training states; if None, nothing is written.
         title: the title of the progress bar.
-        watch: times the steps and ends them early.
 
     Raises:
         MaskwiseError: the policy does not score tokens, or ``train`` fails.
@@ -140,10 +138,6 @@ def learn_policy(
     def of_average(step: int, ranks: Ranks) -> list[Facts]:
         return [average.compare(step, model.gain_of(average.policy, ranks))]
 
-    evaluate: Evaluate = of_average
-    if watch is not None:
-        outer = outer.model_copy(update=dict(watch.settings))
-        evaluate = watch(of_average)
     try:
         train(
             MetaObjective(policy, model),
@@ -151,10 +145,8 @@ def learn_policy(
             outer,
             folder=folder,
             learners={"model": model, "average": average},
-            evaluate=evaluate,
+            evaluate=of_average,
             title=title,
-            # A timed training is thrown away.
-            resumes=watch is None,
         )
     except (NotFinite, Overflow) as error:
         # An overflow may happen on this rank alone. If this rank stopped without an error, the

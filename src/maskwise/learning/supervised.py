@@ -31,7 +31,6 @@ from maskwise.masking.batch import IGNORE, moved
 from maskwise.masking.draws import Array
 from maskwise.objectives.base import Loss, Objective
 from maskwise.tasks.tensors import TaskSource, Trainable
-from maskwise.training.log import Evaluate, Watch
 from maskwise.training.loop import Training, train
 from maskwise.training.ranks import Ranks
 from maskwise.training.settings import TrainingSettings
@@ -163,14 +162,12 @@ def learn_supervised(
     training: TrainingSettings,
     dev_texts: Sequence[Marked] = (),
     folder: Path | None = None,
-    watch: Watch | None = None,
 ) -> tuple[Training, Counter[str]]:
     """Train a policy to find the labels in texts. The policy is changed in place.
 
     Args:
         dev_texts: texts for evaluation. Their loss is logged every ``training.eval_every`` steps.
         folder: the folder for metrics and for checkpoints; if None, nothing is written.
-        watch: times the steps and ends them early.
 
     Returns:
         The result of the training run, and the number of dropped labels, keyed by reason.
@@ -191,20 +188,14 @@ def learn_supervised(
         return [{"masks": "labels of dev", "loss": mean_loss(objective, dev, ranks)}]
 
     settings = with_batches_of(len(data), training)
-    evaluate: Evaluate = curve
-    if watch is not None:
-        settings = settings.model_copy(update=dict(watch.settings))
-        evaluate = watch(curve)
     source = TaskSource(data, settings)
     done = train(
         objective,
         source,
         settings,
         folder=folder,
-        evaluate=evaluate,
+        evaluate=curve,
         title="policy",
-        # A timed training is thrown away.
-        resumes=watch is None,
     )
     policy.eval()
     return done, data.counts

@@ -27,7 +27,7 @@ from maskwise.base.constants import (
     overlap_words,
 )
 from maskwise.base.devices import memory
-from maskwise.base.errors import MaskwiseError, counted, option, plural, shortened
+from maskwise.base.errors import MaskwiseError, counted, duration, option, plural, shortened
 from maskwise.base.folders import read_json
 from maskwise.base.signals import temporary_folder
 from maskwise.base.specs import of_run
@@ -64,12 +64,13 @@ from maskwise.studies.inputs import with_settled_tasks
 from maskwise.studies.plan import stages_of
 from maskwise.studies.pretraining import masked_source
 from maskwise.studies.records import describe, require_same_study
+from maskwise.studies.rehearsal import Rehearsal
+from maskwise.studies.rehearsal import rehearse as rehearse_stages
 from maskwise.studies.single import with_own_seed
 from maskwise.studies.stages import named
 from maskwise.studies.store import StageStore
-from maskwise.studies.timing import Samples, TextSample, time_stages, time_words
+from maskwise.studies.text_sample import Samples, TextSample
 from maskwise.studies.unread import read_by_pretraining, read_by_study, refuse_unread
-from maskwise.studies.work import require_known_tokens
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.splits import dropped
 from maskwise.tasks.task import Task, all_classes
@@ -174,9 +175,9 @@ class StudyPlan:
         """Whether the time of some stage is not known on this machine."""
         return None in map(self.forecast.known, self.todo)
 
-    def measure(self, samples: Samples) -> None:
-        """Time the stages whose time is not known."""
-        self.untimed = time_stages(self.plans, self.forecast, samples)
+    def rehearse(self, rehearsal: Rehearsal, *, every: bool = False) -> None:
+        """Rehearse the stages whose time is not known, or all."""
+        self.untimed = rehearse_stages(self.plans, self.forecast, rehearsal, every=every)
 
     def times(self) -> Plain:
         """Return the part of the record that depends on times."""
@@ -229,7 +230,7 @@ def dry_run(recipe: Recipe, out: Path, *, samples: Samples | None = None, **aske
     """
     planned = StudyPlan(recipe, out, **asked)
     if samples and planned.unknown:
-        planned.measure(samples)
+        planned.rehearse(samples.rehearsal)
     facts = planned.facts
     doubts = [*facts["doubts"], *planned.memory_doubts()]
     return {**facts, **planned.times(), "doubts": doubts}
@@ -271,6 +272,7 @@ def check(
     cache: Path | None = None,
     seeds: Sequence[int] | None = None,
     timing: bool = True,
+    rehearse: bool = False,
     samples: Samples | None = None,
     spread: str | float | None = None,
     detect: float | None = None,
@@ -285,7 +287,8 @@ def check(
         tasks: files with labels, if ``subject`` is a corpus.
         out: the folder of the study, whose finished stages count; None for a new folder.
         jobs, engine, processes, cache, seeds: as for ``run_study``.
-        timing: whether to time stages that were not timed here before.
+        timing: whether to rehearse the stages whose time is unknown.
+        rehearse: whether to rehearse all stages, and to raise the first error.
         samples: samples of the text, which several checks may share.
         spread: the standard deviation of paired differences, in points or nats, or the folder of a
             finished study with the same arms. By default, it is that of the study in ``out``.
@@ -343,7 +346,7 @@ def check(
             "arms": _arm_facts(recipe, samples, config),
             "tasks": {},
         }
-        facts["training"] = _training_facts(first, corpus, facts["arms"], whole=sample.whole)
+        facts["training"] = _training_facts(first, corpus, facts["arms"])
         for spec in of_run(recipe.tasks, recipe.study.first_seed):
             task = load_task(spec)
             of_task = _task_facts(task, first, sample.data.tokenizer, most_tokens(config))
@@ -357,9 +360,9 @@ def check(
         record["doubts"] = record["doubts"] + doubts_of(record)
         if out is None:
             del record["out"]
-        if timing and planned.unknown:
+        if rehearse or (timing and planned.unknown):
             tell(record)
-            planned.measure(samples)
+            planned.rehearse(samples.rehearsal, every=rehearse)
             record |= _times(planned, alone=alone)
     record["doubts"] += planned.memory_doubts()
     return record
@@ -409,20 +412,21 @@ def _corpus_facts(first: Recipe, sample: TextSample) -> Plain:
     tokens = max(1, counts.get("tokens", sample.rows.tokens))
     # Counts of the sample are scaled to the whole text.
     held_out = sample.held_out_rows
-    rows = sample.scale * (len(sample.rows) + len(sample.data.held_out))
+    part = sample.part
+    rows = part.times * (len(sample.rows) + len(sample.data.held_out))
     return {
         "title": corpus.title,
         "text_field": documents.fields.text,
-        "documents": sample.documents,
-        "characters": sample.characters,
-        "longest": sample.longest,
-        "whole": sample.whole,
+        "documents": part.counts.documents,
+        "characters": part.counts.characters,
+        "longest": part.counts.longest,
+        "whole": part.counts.whole,
         "stream": corpus.stream,
-        "skipped": dict(sample.skipped),
+        "skipped": dict(part.counts.skipped),
         "rows": round(rows - held_out),
         "held_out_rows": held_out,
         "length": corpus.length,
-        "tokens": round(tokens * sample.scale),
+        "tokens": round(tokens * part.times),
         "unknown": counts.get(UNKNOWN, 0) / tokens,
         "unspaced": unspaced(beginning),
         "k_mers": _k_mers(beginning),
@@ -493,20 +497,17 @@ def _arm_facts(recipe: Recipe, samples: Samples, config: PreTrainedConfig) -> di
             errors.append(str(error))
             facts[name] = {**_unknown_targets(link, "it cannot be trained"), "error": str(error)}
     # A part of a text may have too few rows for a batch although the whole text has enough.
-    if len(errors) == len(arms) and all(samples.of(link).whole for link in arms.values()):
-        # If there are few rows because words are unknown, more text would not help.
-        require_known_tokens(samples.first.rows.pieces.counts, first.corpus.title)
+    texts = [samples.of(link).part.counts for link in arms.values()]
+    if len(errors) == len(arms) and all(text.whole for text in texts):
         raise MaskwiseError(f"no arm can be trained: {', '.join(arms)}: {errors[0]}")
     return facts
 
 
-def _training_facts(
-    first: Recipe, corpus: Plain, arms: Mapping[str, Plain], *, whole: bool
-) -> Plain:
+def _training_facts(first: Recipe, corpus: Plain, arms: Mapping[str, Plain]) -> Plain:
     """Count passes over the text, and the steps until the loss leaves its plateau."""
     how = first.training
     facts: Plain = {"steps": how.steps, "passes": None, "plateau_steps": None}
-    if whole or not corpus["stream"]:
+    if corpus["whole"] or not corpus["stream"]:
         facts["passes"] = how.steps * how.batch_size / max(1, corpus["rows"])
     known = [arm["targets_per_step"] for arm in arms.values()]
     fewest = min((targets for targets in known if targets is not None), default=0)
@@ -567,6 +568,24 @@ def lines_of(record: Plain) -> Iterator[tuple[str, str]]:
         yield "contrasts", line
     runs = [f"{plural(count, 'run')}{FOR[kind]}" for kind, count in record["time"]["runs"].items()]
     yield "time", ", ".join([*runs, time_words(record)])
+
+
+def time_words(plan: Plain) -> str:
+    """State how long a study takes and how much memory a stage needs, as a dry run predicts."""
+    about = "more than" if plan["unknown"] else "about"
+    words = (
+        f"{about} {duration(plan['least_seconds'])} with {plural(plan['jobs'], 'stage')} at once"
+    )
+    if plan["unknown"]:
+        why = plan["untimed"]
+        kinds = [f"{kind} ({why[kind]})" if kind in why else kind for kind in plan["unknown"]]
+        words += f", because the time of some stages is unknown: {', '.join(kinds)}"
+    if plan["memory_gib"] is not None:
+        words += f", {plan['memory_gib']:.1f} GiB of memory for each"
+    if plan["processes"] > 1:
+        words += f"; this is if one process trains each model: {plan['processes']} that train it "
+        words += "together were not timed"
+    return words
 
 
 def problems_and_notes(record: Plain) -> tuple[list[Doubt], list[str]]:

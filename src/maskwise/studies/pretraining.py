@@ -44,7 +44,7 @@ from maskwise.training.building import model_from
 from maskwise.training.checkpoint import State, save_checkpoint
 from maskwise.training.data import MaskedSource, Source, log_frequencies
 from maskwise.training.learners import Learner
-from maskwise.training.log import Evaluate, NeverFinite, Watch
+from maskwise.training.log import Evaluate, NeverFinite
 from maskwise.training.loop import Training, train
 from maskwise.training.parts import TrainingPart, begin_with, leave_state
 from maskwise.training.ranks import Ranks
@@ -63,7 +63,6 @@ def pretrain(
     *,
     folder: Path,
     facts: Mapping[str, str] | None = None,
-    watch: Watch | None = None,
     part: TrainingPart | None = None,
     state: Path | None = None,
 ) -> Plain:
@@ -78,7 +77,6 @@ def pretrain(
             evaluation settings are used.
         folder: the folder for metrics, resumable states and the final checkpoint.
         facts: additional rows for the table in the model card.
-        watch: times the training and ends it early (``timing``). No checkpoint is saved then.
         part: the part of the training that is run, with ``training.lengths``; None for all of it.
         state: the folder of the state that the part begins with; None for a new run.
 
@@ -171,9 +169,6 @@ def pretrain(
     learners = dict(made.learners)
     if best is not None:
         learners["best"] = best
-    if watch is not None:
-        training = training.model_copy(update=dict(watch.settings))
-        evaluate = watch(evaluate)
     with closing(made):
         done = train(
             made.objective,
@@ -185,8 +180,6 @@ def pretrain(
             evaluate=evaluate,
             part=part,
             title=made.title,
-            # A timed training is thrown away.
-            resumes=watch is None,
         )
     if done["skipped"] == done["steps"]:
         raise NeverFinite(
@@ -212,8 +205,7 @@ def pretrain(
             "planned_steps": training.steps,
             "dev_loss": best.loss,
         }
-    if watch is None:
-        save(folder / "checkpoint")
+    save(folder / "checkpoint")
     return {
         "heldout": losses,
         **{key: done[key] for key in ("steps", "tokens", "targets")},

@@ -363,6 +363,7 @@ def check(
     spread: str | float | None = None,
     detect: float | None = None,
     timing: bool = True,
+    rehearse: bool = False,
 ) -> Check:
     """Say what a recipe would train and decide, without training (``maskwise check``).
 
@@ -374,10 +375,11 @@ def check(
         spread: the standard deviation of paired differences, in points or nats, or the folder of a
             finished study with the same arms; by default, that of the study in ``out``.
         detect: a difference in points or nats: how many runs detect it?
-        timing: whether to time stages that were not timed on this machine before.
+        timing: whether to run stages with little text and few steps, unless their time is known.
+        rehearse: whether to run every stage so, and to raise the first error.
 
     Raises:
-        MaskwiseError: a study of this recipe would be refused.
+        MaskwiseError: a study of this recipe would be refused, or a stage fails in a rehearsal.
 
     >>> print(check("quick-start", timing=False).record["training"]["steps"])
     450
@@ -396,7 +398,9 @@ def check(
             command="pretrain" if alone else "study",
         )
         place = None if out is None else Path(out)
-        record = forecast.check(whole, out=place, spread=spread, detect=detect, timing=timing)
+        record = forecast.check(
+            whole, out=place, spread=spread, detect=detect, timing=timing, rehearse=rehearse
+        )
     return Check(_without(record, f"{folder}/{ROWS}/"))
 
 

@@ -66,11 +66,12 @@ from maskwise.tasks.loading import load_task
 from maskwise.tasks.settings import FinetuneSettings
 from maskwise.tasks.task import Task
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
-from maskwise.text.documents import first_characters
+from maskwise.text.documents import Documents, first_characters
 from maskwise.text.new_words import Extended, choose_words, extend, given_words, saved_share
 from maskwise.text.pieces import UNKNOWN, unknown_share
 from maskwise.text.rows import dev_and_verdict, is_dev
 from maskwise.text.settings import CorpusSettings, TokenizerSettings, read_new_tokens
+from maskwise.text.stream import COUNTED_CHARACTERS
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training.best import Lowest
 from maskwise.training.building import changed_config
@@ -191,7 +192,8 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
     else:
         settings = TokenizerSettings(**stage.what["tokenizer"])
         # Every source of a stream contributes the same number of characters, whatever its weight.
-        first = documents.beginning(SAMPLE_CHARACTERS) if corpus.stream else documents
+        most = stage.what.get("characters", SAMPLE_CHARACTERS)
+        first = documents.beginning(most) if corpus.stream else documents
         tokenizer = settings.tokenizer(first)
         if "new_tokens" in stage.what:
             before = tokenizer
@@ -208,10 +210,17 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
             }
     if corpus.stream:
         live = Live(corpus.layers) if corpus.layers else None
-        facts = Prepared.begin(folder / TEXT, corpus, tokenizer, layers=live, new_tokens=new_tokens)
+        facts = Prepared.begin(
+            folder / TEXT,
+            corpus,
+            tokenizer,
+            layers=live,
+            new_tokens=new_tokens,
+            counted=stage.what.get("characters", COUNTED_CHARACTERS),
+        )
         require_same_text(stage.what)
         return {**facts, "stream": True, "vocabulary": len(tokenizer), **extension}
-    stored = _annotated(corpus, folder / "layers") if corpus.layers else None
+    stored = annotated(documents, corpus, folder / "layers")
     with many_threads():
         data = write_rows(
             folder / TEXT, documents, tokenizer, corpus, layers=stored, new_tokens=new_tokens
@@ -303,16 +312,15 @@ def scored_by(policy: Path, corpus: CorpusSettings) -> CorpusSettings:
     return corpus.model_copy(update={"layers": layers})
 
 
-def _annotated(corpus: CorpusSettings, folder: Path) -> Store:
-    """Annotate a corpus in this process only: the study uses the other cores for other stages."""
-    report = annotate_corpus(
-        corpus.documents(),
-        corpus.layers,
-        folder,
-        text_field=corpus.text_field,
-        limit=corpus.limit,
-        jobs=1,
-    )
+def annotated(documents: Documents, corpus: CorpusSettings, folder: Path) -> Store | None:
+    """Annotate documents of a corpus, if it has layers.
+
+    Only this process works, because the study uses the other cores for other stages.
+    """
+    if not corpus.layers:
+        return None
+    # The documents are as many as ``corpus.limit`` allows from each source.
+    report = annotate_corpus(documents, corpus.layers, folder, text_field=corpus.text_field, jobs=1)
     for spec, entry in report["annotators"].items():
         # A notice means that the layer is empty or nearly useless. The masks would be wrong.
         if entry["notice"]:
@@ -374,7 +382,7 @@ def lesson_of(recipe: Recipe, folder: Path) -> Lesson:
 
 
 def _pretrain(stage: Stage, store: StageStore) -> Plain:
-    part = TrainingPart(**stage.what["part"]) if "part" in stage.what else None
+    part = TrainingPart(**stage.what["part"]) if stage.what.get("part") else None
     state = None
     if part is not None and part.begin:
         state = store.folder(stage.needs[1]) / STATE_FOLDER
@@ -447,6 +455,9 @@ def _evaluate(stage: Stage, store: StageStore) -> Plain:
     for name, measure in measures.items():
         if measure.content() != stage.what["content"][name]:
             raise changed_since(f"the content of {name}")
+    # A rehearsal takes some items of each measure.
+    for name, count in stage.what.get("items", {}).items():
+        measures[name] = measures[name].part(count)
     data = open_prepared(store.folder(stage.needs[0]))
     texts: Iterable[str] = ()
     apart = stage.what.get("documents") == "verdict"
@@ -553,11 +564,22 @@ def fine_tuned(
         keep: a function to call with the record so far after every run.
     """
     stage = runs.stage
-    task = _loaded(stage.setting("task"), stage.what["task_content"])
+    task = _task_of(stage)
     settings = FinetuneSettings(**{**stage.what["finetune"], "seeds": seeds})
-    start, tokenizer = _start_of(stage, runs.store)
+    start, tokenizer = start_of_task(stage, runs.store)
     measure = FineTuning(task, settings, run=runs, keep=keep)
     return measure.measure(start, tokenizer, seed=stage.what.get("seed", 0), folder=runs.folder)
+
+
+def _task_of(stage: Stage) -> Task:
+    """Return the task of a stage, of which a rehearsal reads some ``rows``."""
+    task = _loaded(stage.setting("task"), stage.what["task_content"])
+    if "rows" not in stage.what:
+        return task
+    few = stage.what["rows"]
+    # Every class needs some rows to train on.
+    some = {"train": 4 * few, "dev": few, "test": few}
+    return replace(task, splits={name: task.splits[name][:count] for name, count in some.items()})
 
 
 @lru_cache(maxsize=1)
@@ -573,7 +595,7 @@ def _loaded(spec: str, content: str) -> Task:
     return task
 
 
-def _start_of(stage: Stage, store: StageStore) -> tuple[TaskStart, PreTrainedTokenizerBase]:
+def start_of_task(stage: Stage, store: StageStore) -> tuple[TaskStart, PreTrainedTokenizerBase]:
     """Return the model that a stage fine-tunes, and its tokenizer."""
     what = stage.what
     if "checkpoint" in stage.how:
@@ -591,11 +613,11 @@ def _start_of(stage: Stage, store: StageStore) -> tuple[TaskStart, PreTrainedTok
 
 
 def _tune(stage: Stage, store: StageStore) -> Plain:
-    start, tokenizer = _start_of(stage, store)
+    start, tokenizer = start_of_task(stage, store)
     seed = stage.what["seed"]
     score = finetuning.finetune(
         start.checkpoint,
-        _loaded(stage.setting("task"), stage.what["task_content"]),
+        _task_of(stage),
         tokenizer=tokenizer,
         settings=FinetuneSettings(**stage.what["finetune"]),
         seed=seed,

@@ -48,7 +48,7 @@ from maskwise.tasks.tensors import (
 from maskwise.text import load_tokenizer
 from maskwise.training.best import Best
 from maskwise.training.checkpoint import save_checkpoint
-from maskwise.training.log import Evaluate, NotFinite, Watch
+from maskwise.training.log import Evaluate, NotFinite
 from maskwise.training.loop import train
 from maskwise.training.ranks import Ranks
 
@@ -476,7 +476,6 @@ def finetune(
     config: PreTrainedConfig | None = None,
     folder: Path | None = None,
     checkpoints: bool = True,
-    watch: Watch | None = None,
 ) -> Score:
     """Fine-tune a checkpoint on a task and score it once.
 
@@ -492,7 +491,6 @@ def finetune(
             format) and, for generation, ``predictions.jsonl``; or None to write nothing.
         checkpoints: whether to write more than ``predictions.jsonl``. The same call then goes on
             from the last state, which the caller removes when it has written the result.
-        watch: times the training and ends it early.
 
     Returns:
         The scores, such as ``score`` (on test), ``dev`` (None without dev rows) and ``lost_words``
@@ -521,8 +519,6 @@ def finetune(
             if rows
         }
         notes = warn_of_cuts(task, {split: flat.notes("texts") for split, flat in texts.items()})
-        if watch is not None:
-            watch(None)
         answers, chosen = _frozen_answers(task, texts, partial(embed, network))
         notes += chosen
     else:
@@ -537,9 +533,6 @@ def finetune(
         evaluate: Evaluate | None = None
         if best is not None:
             evaluate = partial(on_dev, task, objective, data["dev"], best)
-        if watch is not None:
-            training = training.model_copy(update=dict(watch.settings))
-            evaluate = watch(evaluate)
         trains = time.perf_counter()
         done = train(
             objective,
@@ -547,7 +540,6 @@ def finetune(
             training,
             folder=folder if checkpoints else None,
             learners={} if best is None else {"best": best},
-            resumes=watch is None,
             title=f"{task.name} {seed}",
             evaluate=evaluate,
         )

@@ -37,7 +37,7 @@ from maskwise.text.layers import Layered
 from maskwise.text.pieces import LONGEST_ROW, Pieces, Tokens, read_pieces, tokenise
 from maskwise.text.rows import Rows, holds_out, split
 from maskwise.text.source import FieldNames, Shard, shards_of
-from maskwise.text.stream import BlockMaker, Stream, read_beginning
+from maskwise.text.stream import COUNTED_CHARACTERS, BlockMaker, Stream, read_beginning
 from maskwise.text.token_rows import TokenRows
 from maskwise.text.tokenizers import MOST_TOKENS, load_tokenizer, train_tokenizer
 from maskwise.text.words import word_rule
@@ -402,8 +402,12 @@ class Prepared:
         *,
         layers: Layered | None = None,
         new_tokens: Mapping[int, tuple[int, ...]] | None = None,
+        counted: int = COUNTED_CHARACTERS,
     ) -> dict[str, object]:
         """Write the folder of a stream; read only the beginning of the stream.
+
+        Args:
+            counted: the number of training characters from which token frequencies are estimated.
 
         Returns:
             A dict with the numbers ``read_characters`` and ``held_out_rows``, and with
@@ -414,7 +418,7 @@ class Prepared:
                 cannot be written.
         """
         maker = corpus.block_maker(tokenizer, layers)
-        training, held_out, facts = read_beginning(corpus.shards(), maker)
+        training, held_out, facts = read_beginning(corpus.shards(), maker, counted)
 
         def fill(partial: Path) -> None:
             held = tokenise(held_out, tokenizer, layers=layers, words=corpus.words)

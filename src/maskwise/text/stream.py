@@ -139,16 +139,19 @@ class Stream:
 
 MOST_CHARACTERS = 1 << 26
 """Maximum number of characters read before training, divided equally among the sources."""
-HELD_OUT_CHARACTERS = 1 << 20
-"""Number of held-out characters to evaluate on. Further held-out text of a stream is not used."""
-# Number of training characters from which token frequencies are estimated.
 COUNTED_CHARACTERS = 1 << 22
+"""Number of training characters from which token frequencies are estimated."""
+HELD_OUT_CHARACTERS = COUNTED_CHARACTERS // 4
+"""Number of held-out characters to evaluate on. Further held-out text of a stream is not used."""
 
 
 def read_beginning(
-    sources: Mapping[str, Sequence[Shard]], maker: BlockMaker
+    sources: Mapping[str, Sequence[Shard]], maker: BlockMaker, counted: int = COUNTED_CHARACTERS
 ) -> tuple[list[Document], list[Document], dict[str, object]]:
     """Read the beginning of each source, until there is enough training and held-out text.
+
+    Args:
+        counted: how many characters of training text are enough; of held-out text, a quarter is.
 
     Returns:
         The training documents, the held-out documents, and a dict with the number of characters
@@ -163,7 +166,7 @@ def read_beginning(
     skipped = Counter[str]()
     grouped = 0
     field = maker.fields.group
-    most = {True: HELD_OUT_CHARACTERS / len(sources), False: COUNTED_CHARACTERS / len(sources)}
+    most = {True: counted // 4 / len(sources), False: counted / len(sources)}
     for name, shards in sources.items():
         kept = {False: 0, True: 0}
         characters = 0

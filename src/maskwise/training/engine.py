@@ -115,7 +115,6 @@ class Engine:
         folder: the folder of the run. Training states are saved in its folder ``resume/``. If None,
             no states are saved.
         part: the part of the training that is run; None for all of it.
-        resumes: whether training states are saved and read.
 
     Attributes:
         rank, ranks, device: the rank of this process, the number of ranks, and the device of this
@@ -141,11 +140,8 @@ class Engine:
         settings: TrainingSettings,
         folder: Path | None = None,
         part: TrainingPart | None = None,
-        *,
-        resumes: bool = True,
     ):
         self.objective = objective
-        self.resumes = resumes
         self.read = set[str]()
         self.settings = settings
         self.folder = folder
@@ -212,7 +208,7 @@ class Engine:
         if folder and self.first:
             sweep(folder)
         # Without ``save_every``, a state is still saved after a signal, and at both ends of a part.
-        if folder and self.resumes:
+        if folder:
             self.states = States(folder / RESUME, keep=settings.keep)
         state = self._load_newest() if self.states else None
         if self.sharded:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.cells import cell_len
@@ -39,23 +39,6 @@ from maskwise.training.tracking import track
 Evaluate = Callable[[int, Ranks], Sequence[Facts]]
 """A function from the number of completed updates to lines of metrics, which are the same on all
 ranks. The ranks may divide its work."""
-
-
-class Watch(Protocol):
-    """Times the steps of a training and ends it early, to forecast how long the whole takes."""
-
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """Settings that replace those of the training: few steps, with an "evaluation" after each
-        of them, and no saving.
-        """
-
-    def __call__(self, evaluate: Evaluate | None) -> Evaluate:
-        """Return the function that the training calls in place of its evaluation.
-
-        It is called when the model is loaded.
-        """
-
 
 MOST_SKIPPED = 20
 """The maximum number of consecutive updates that are skipped. After more, a model does not

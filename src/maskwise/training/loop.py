@@ -74,7 +74,6 @@ def train(
     evaluate: Evaluate | None = None,
     part: TrainingPart | None = None,
     title: str = "training",
-    resumes: bool = True,
 ) -> Training:
     """Train an objective. To resume an interrupted run, repeat the call.
 
@@ -92,7 +91,6 @@ def train(
         part: the part of the training that is run; None for all of it. If it begins after other
             steps, ``folder`` has their state.
         title: the title of the progress bar.
-        resumes: whether training states are saved, from which the run can be resumed.
 
     Returns:
         The summary of the run.
@@ -102,7 +100,7 @@ def train(
             is not finite; or the folder has states of a different run, is in use by another
             process, or cannot be written.
         AskedToLeave: the process received SIGTERM or SIGUSR1, or Ctrl-C in a command. A training
-            state was saved, if there is a folder and ``resumes`` is true.
+            state was saved, if there is a folder.
     """
     if not (isinstance(objective, Objective) and isinstance(settings, TrainingSettings)):
         raise MaskwiseError(
@@ -113,7 +111,7 @@ def train(
     with (
         alone_in(folder),
         Asked() as asked,
-        closing(Engine(objective, settings, folder, part, resumes=resumes)) as engine,
+        closing(Engine(objective, settings, folder, part)) as engine,
         Log(engine, source, learners, streams.values(), title=title) as log,
     ):
         exchange = Exchange(Agreement(engine.accelerator), late=settings.lag > 0)

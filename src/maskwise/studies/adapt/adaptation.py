@@ -24,7 +24,7 @@ from maskwise.studies.inputs import kept_if_begun, settled
 from maskwise.studies.records import has_results
 from maskwise.studies.run import run_study
 from maskwise.studies.stages import ROWS
-from maskwise.studies.timing import Samples
+from maskwise.studies.text_sample import Samples
 
 if TYPE_CHECKING:
     from maskwise.jobs.pools import Executor
