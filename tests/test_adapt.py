@@ -491,6 +491,19 @@ def test_as_much_is_held_out_as_the_pairs_need(tmp_path):
     assert 0.1 < large < 0.15 and many > 450
 
 
+def test_a_title_belongs_to_the_text_of_its_record(tmp_path):
+    """Titles were found by the ids of records, and several records may have the same."""
+    rows = []
+    for number in range(60):
+        text = f"{number} {' '.join(random.Random(number).choices(WORDS, k=20))}"
+        rows.append({"id": "same", "title": f"title {number}", "text": text})
+    write_lines(tmp_path / "texts.jsonl", rows)
+    target, _ = write_pairs(CorpusSettings(source=str(tmp_path / "texts.jsonl")), tmp_path)
+    pairs = read_lines(target)
+    assert len(pairs) >= 20
+    assert all(pair["passage"].split()[0] == pair["query"].split()[1] for pair in pairs)
+
+
 def test_pairs_belong_to_the_folder_of_their_study(texts, tmp_path):
     """They were written beside it, where another study of the same name overwrote them."""
     out = tmp_path / "out"

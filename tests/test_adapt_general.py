@@ -147,13 +147,28 @@ def test_replay_mixes_a_share_of_general_text(files):
     assert recipe.study.pairs == [("words-30", "no-pretraining")]
 
 
+@pytest.mark.usefixtures("small_encoder")
+@pytest.mark.parametrize(("text", "keep"), [("own", "body"), ("body", "general")])
+def test_replay_mixes_texts_whose_fields_have_other_names(text, keep, files):
+    overrides = ("corpus.held_out=0.4",)
+    general = files / f"{keep}.jsonl"
+    recipe = drafted(files, text, keep=general, replay=0.2, overrides=overrides)
+    mixed = recipe.arm("words-30-replay", seed=0).corpus
+    assert {document.source for document in mixed.training_documents()} == {0, 1}
+    measured = {document.text for document in read_documents(str(general))}
+    assert {*measure_of(recipe).documents} <= measured
+
+
 BAD = {
     "share": (["--replay", "1.5", "--keep", "general.jsonl"], "--replay is the share"),
     "nothing to mix": (["--replay", "0.2"], "there is none"),
     "off": (["--replay", "0.2", "--keep", "none"], "there is none"),
     "itself": (["--keep", "own.jsonl"], "--keep is the text itself"),
     "missing": (["--keep", "nowhere.txt"], "nowhere.txt"),
-    "fields": (["--replay", "0.2", "--keep", "body.jsonl"], "different fields"),
+    "fields": (
+        ["--replay", "0.2", "--keep", "general.jsonl", "corpus.text_field=body"],
+        "no field corpus.text_field",
+    ),
     "few": (
         ["--replay", "0.2", "--keep", "general.jsonl", "corpus.held_out=0.001"],
         "too few",

@@ -41,6 +41,7 @@ __all__ = [
     "Recipe",
     "blaming_overrides",
     "explain",
+    "layer_of_file",
     "parse_value",
     "read_recipe",
     "recipe_of_text",
@@ -79,7 +80,7 @@ def read_recipe(
         )
     path = recipe_path(source)
     return _read(
-        _layer_of_file(path),
+        layer_of_file(path),
         overrides,
         name=path.stem,
         origin=str(source),
@@ -224,13 +225,14 @@ def _whole_layer(own: Plain, *, folder: Path, extending: tuple[Path, ...] = ()) 
         raise MaskwiseError(
             "these recipes extend each other", got=" → ".join(file.name for file in files)
         )
-    base = _whole_layer(_layer_of_file(path), folder=path.parent, extending=files)
+    base = _whole_layer(layer_of_file(path), folder=path.parent, extending=files)
     base.pop("name", None)
     base.pop("description", None)
     return on_base(base, own)
 
 
-def _layer_of_file(path: Path) -> Plain:
+def layer_of_file(path: Path) -> Plain:
+    """Return the layer of a recipe in a file, without that of the recipe that it extends."""
     do = None
     if path.suffix not in (".yaml", ".yml"):
         do = f"if this is a file with texts, write a recipe for it: maskwise new {path}"

@@ -7,19 +7,21 @@ because a command may make several recipes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from filecmp import cmp
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from maskwise.base.constants import REFERENCE
 from maskwise.base.errors import MaskwiseError, option, require_known, shell_word
+from maskwise.base.folders import recipe_path
 from maskwise.base.specs import Call, leaves, with_options
 from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.models.families import most_tokens, require_kind
 from maskwise.models.loading import has_head, load_config, require_head, weights_of
-from maskwise.recipe import Recipe, blaming_overrides, validate
+from maskwise.recipe import Recipe, blaming_overrides, layer_of_file, validate
 from maskwise.recipe.layers import (
     layer,
     nest,
@@ -28,7 +30,7 @@ from maskwise.recipe.layers import (
     with_overrides,
 )
 from maskwise.recipe.yamls import Plain
-from maskwise.studies.adapt.request import GENERAL_MASKS, PAIRS, PASSAGES, STEPS, Request
+from maskwise.studies.adapt.request import BEST, GENERAL_MASKS, PAIRS, PASSAGES, STEPS, Request
 from maskwise.studies.adapt.title_pairs import write_pairs
 from maskwise.studies.checks import check_names, cut_share, row_sizes
 from maskwise.studies.from_files import (
@@ -46,8 +48,8 @@ from maskwise.studies.from_files import (
 )
 from maskwise.studies.unread import read_by_study, refuse_unread
 from maskwise.tasks.loading import load_task
-from maskwise.text import load_tokenizer
-from maskwise.text.documents import longest_field
+from maskwise.text import load_tokenizer, read_documents, require_documents
+from maskwise.text.documents import USUAL, longest_field
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.source import source_path
 
@@ -170,10 +172,12 @@ def draft_of(
         )
     if request.replay is not None and request.keep == OFF:
         raise _nothing_to_replay(request.keep)
+    named = None if request.keep == OFF else request.keep
+    for source in filter(None, (request.control, named)):
+        require_documents(read_documents(source))
+    if named and request.replay is not None:
+        _require_mixed(named, given)
     room = most_tokens(config)
-    # How much general text is held out is not known yet, so the example has none of it.
-    others = OtherTexts(control=_source(request.control), general={})
-    named = _source(_given(request.keep))
     # To read the text takes long, so mistakes elsewhere are found first. What the text decides is
     # filled in with examples.
     corpus: Plain = {"source": request.texts, "length": min(ROW_TOKENS, room)}
@@ -181,48 +185,50 @@ def draft_of(
         # The documents that choose and those that judge are each as many as usual.
         corpus["held_out"] = 2 * CorpusSettings.model_fields["held_out"].default
     known = [load_task(spec) for spec in request.tasks]
-    tasks = request.tasks or (PAIRS,)
-    example = partial(
-        _draft,
-        request,
-        corpus,
-        tasks,
-        spaced=True,
-        max_length=labelled_length(0, room),
-        others=others,
+    found = TextsRead(corpus, request.tasks or (PAIRS,), labelled_length(0, room), general=named)
+    recipe = blaming_overrides(
+        lambda some: _draft(request, found, some).recipe, overrides, origin="adapt"
     )
-    recipe = blaming_overrides(lambda some: example(some).recipe, overrides, origin="adapt")
     check_names(recipe, known)
     facts = texts.facts
     corpus["length"] = row_length(facts, least=ROW_TOKENS, room=room)
-    corpus["text_field"] = facts.text_field
+    if facts.text_field != "text":
+        corpus["text_field"] = facts.text_field
+    tasks = found.tasks
     if not request.tasks:
         # The pairs come from documents that are held out, by the rule that the training text uses.
-        read = _with_changes(corpus, overrides)
         pairs, share = texts.pairs(
-            read,
+            _with_changes(corpus, overrides),
             choose_share="corpus.held_out" not in given,
             of_verdict=request.chooses,
         )
         corpus["held_out"] = share
         tasks = (with_options(str(pairs), kind="retrieval", name=PAIRS),)
     sizes = tokens_of_rows(map(load_task, tasks), load_tokenizer(request.model))
-    general = _general(request, facts)
-    others = replace(others, general=named or _source(general))
+    general = named
+    if request.keep is None and facts.spaced and facts.is_english and request.texts != GENERAL:
+        general = GENERAL
     if request.replay is not None:
-        _require_mixed(others.general, _with_changes(corpus, overrides))
-    if general and not has_head(request.model):
-        pairs = _general_pairs(request, texts, others, corpus)
-        others = replace(others, pairs=with_options(str(pairs), kind="retrieval", name=PASSAGES))
-    drafted = partial(
-        _draft,
-        request,
+        if general is None:
+            raise _nothing_to_replay(request.keep)
+        _require_mixed(general, given)
+    trained = general is not None and (
+        request.replay is not None
+        or (request.control is not None and is_same_text(general, request.control))
+    )
+    unseen = _held_out_by(_with_changes(corpus, overrides)) if trained else {}
+    found = TextsRead(
         corpus,
         tasks,
+        labelled_length(fitting_tokens(sizes), room),
         spaced=facts.spaced,
-        max_length=labelled_length(fitting_tokens(sizes), room),
-        others=others,
+        general=general,
+        unseen=unseen,
     )
+    if general and not has_head(request.model):
+        pairs = _general_pairs(request, texts, general, unseen)
+        found = replace(found, pairs=with_options(str(pairs), kind="retrieval", name=PASSAGES))
+    drafted = partial(_draft, request, found)
     draft = drafted(overrides)
     refuse_unread(
         draft.recipe,
@@ -231,46 +237,33 @@ def draft_of(
         content=read_by_study,
         command="adapt",
     )
-    if not request.tasks or _trains_on_general(request, others):
+    if not request.tasks or trained:
         _require_one_share(draft.recipe)
     return draft
 
 
 @dataclass(frozen=True)
-class OtherTexts:
-    """The texts of a study besides the user's.
+class TextsRead:
+    """What the texts decide; until they are read, an example.
 
     Attributes:
-        control: the settings of the corpus of the control; {} without a control.
-        general: those of general text; {} without it.
+        corpus: the settings of the user's text.
+        tasks: the tasks of the user, or that of titles and texts.
+        max_length: the tokens of a labelled row.
+        spaced: whether spaces separate the words of the text.
+        general: the source of general text; None for none.
+        unseen: the settings by which the arms hold out documents of the general text; {} if no arm
+            trains on it.
         pairs: the spec of a task of titles and general texts, for a model without a head.
     """
 
-    control: Plain
-    general: Plain
+    corpus: Plain
+    tasks: Sequence[str]
+    max_length: int
+    spaced: bool = True
+    general: str | None = None
+    unseen: Mapping[str, object] = field(default_factory=dict)
     pairs: str | None = None
-
-
-def _source(source: str | None) -> Plain:
-    """Return the settings of a corpus besides the user's text."""
-    return {} if source is None else {"source": source, "text_field": longest_field(source)}
-
-
-def _given(keep: str | None) -> str | None:
-    """Return the general text that the user gives; None for none."""
-    return None if keep == OFF else keep
-
-
-def _general(request: Request, facts: TextFacts) -> str | None:
-    """Return the source of general text; None for none."""
-    if request.keep is not None:
-        general = _given(request.keep)
-    else:
-        is_english = facts.spaced and facts.is_english
-        general = GENERAL if is_english and request.texts != GENERAL else None
-    if general is None and request.replay is not None:
-        raise _nothing_to_replay(request.keep)
-    return general
 
 
 def _nothing_to_replay(keep: str | None) -> MaskwiseError:
@@ -281,13 +274,16 @@ def _nothing_to_replay(keep: str | None) -> MaskwiseError:
     )
 
 
-def _require_mixed(general: Plain, corpus: CorpusSettings) -> None:
-    """Raise an error if two texts have different fields, because a mix reads one field."""
-    if general["text_field"] != corpus.text_field:
+def _require_mixed(general: str, given: Plain) -> None:
+    """Raise an error if the user names a field that the general text lacks: a mix reads one field.
+    If nobody names a field, that of each text is found.
+    """
+    named = given.get("corpus.text_field", USUAL[0])
+    if named != USUAL[0] and named != longest_field(general):
         raise MaskwiseError(
-            f"the text and the general text of {option('replay')} have different fields",
-            got=f"{corpus.text_field} and {general['text_field']}",
-            do=f"rename the field of your text to {general['text_field']}",
+            f"the general text of {option('replay')} has no field corpus.text_field",
+            got=named,
+            do="leave corpus.text_field out, or give general text with this field",
         )
 
 
@@ -304,26 +300,12 @@ def is_same_text(one: str, other: str) -> bool:
     return first.is_file() and second.is_file() and cmp(first, second, shallow=False)
 
 
-def _trains_on_general(request: Request, others: OtherTexts) -> bool:
-    """Return whether an arm trains on the general text."""
-    general, control = others.general.get("source"), others.control.get("source")
-    if not general:
-        return False
-    return request.replay is not None or bool(control and is_same_text(general, control))
-
-
-def _unseen(request: Request, others: OtherTexts, corpus: Plain) -> float:
-    """Return the share of general text that no arm trains on; 0 if none trains on this text."""
-    if not _trains_on_general(request, others):
-        return 0.0
-    return _with_changes(corpus, request.overrides).held_out
-
-
-def _as_arms_read(corpus: CorpusSettings) -> Plain:
-    """Return the settings besides the share that decide which documents are held out."""
+def _held_out_by(corpus: CorpusSettings) -> Plain:
+    """Return the settings that decide which documents are held out."""
     settings = corpus.model_dump(include={"text_per", "group_field"})
     defaults = CorpusSettings.model_fields
-    return {name: value for name, value in settings.items() if value != defaults[name].default}
+    changed = {name: value for name, value in settings.items() if value != defaults[name].default}
+    return {"held_out": corpus.held_out, **changed}
 
 
 def _require_one_share(recipe: Recipe) -> None:
@@ -344,24 +326,14 @@ def _require_one_share(recipe: Recipe) -> None:
                 )
 
 
-def _general_pairs(
-    request: Request,
-    texts: Texts,
-    others: OtherTexts,
-    corpus: Plain,
-) -> Path:
+def _general_pairs(request: Request, texts: Texts, general: str, unseen: Mapping[str, Any]) -> Path:
     """Write pairs of titles and general texts that no arm trains on."""
-    share = _unseen(request, others, corpus)
-    settings = dict(others.general)
-    if share:
-        settings["held_out"] = share
-        settings |= _as_arms_read(_with_changes(corpus, request.overrides))
     try:
         pairs, _ = texts.pairs(
-            CorpusSettings(**settings),
+            CorpusSettings(source=general, **unseen),
             name=PASSAGES,
-            choose_share=not share,
-            of_verdict=share > 0 and request.chooses,
+            choose_share=not unseen,
+            of_verdict=bool(unseen) and request.chooses,
         )
     except MaskwiseError as error:
         raise MaskwiseError(
@@ -374,51 +346,37 @@ def _general_pairs(
     return pairs
 
 
-def _draft(
-    request: Request,
-    corpus: Plain,
-    tasks: Sequence[str],
-    overrides: Sequence[str],
-    *,
-    spaced: bool,
-    max_length: int,
-    others: OtherTexts,
-) -> Draft:
-    """Return the recipe for a text, after something is known about it."""
-    named = arms_for(request.arms, spaced=spaced)
+def _draft(request: Request, found: TextsRead, overrides: Sequence[str]) -> Draft:
+    """Return the recipe: the shipped one, of which options change settings and add arms."""
+    named = arms_for(request.arms, spaced=found.spaced)
     if request.policy:
         named["learned"] = {"masking.policy": f"learned({request.policy!r})", "masking.ratio": 0.30}
-    contrast = [request.arms[0], REFERENCE]
+    first = request.arms[0]
     every = max(1, request.steps // 4)
-    settings: Plain = {
+    changes: Plain = {
         "description": f"Does further training on {request.texts} help {request.model}?",
-        "corpus": dict(corpus),
+        "corpus": found.corpus,
         "model": {"pretrained": request.model},
-        "masking": {"corruption": "mask-only"},
         "training": {
             "steps": request.steps,
-            "batch_size": 16,
             **rates_of(weights_of(load_config(request.model, kind=None))),
             "eval_every": every,
             "save_every": every,
         },
-        "evaluation": {"rows": 128, "ratios": [0.15]},
-        "tasks": list(tasks),
-        "finetune": {"seeds": 1, "max_length": max_length},
+        "tasks": [*found.tasks],
+        "finetune": {"max_length": found.max_length},
         "study": {
             "seeds": request.seeds if isinstance(request.seeds, int) else [*request.seeds],
-            "contrasts": [contrast],
+            "contrasts": [[first, REFERENCE]],
             # A gate ignores a search. The unchanged model has no settings to search.
-            "gate": contrast,
+            "gate": [first, REFERENCE],
         },
     }
     if request.patience is not None:
-        settings["training"]["eval_every"] = max(1, request.steps // EVALUATIONS)
-        settings["training"]["patience"] = request.patience
+        changes["training"]["eval_every"] = max(1, request.steps // EVALUATIONS)
+        changes["training"]["patience"] = request.patience
     if request.lengths is not None:
-        settings["training"] |= {"decay": "wsd", "lengths": [*request.lengths]}
-    if settings["corpus"].get("text_field") == "text":
-        del settings["corpus"]["text_field"]
+        changes["training"] |= {"decay": "wsd", "lengths": [*request.lengths]}
     if not has_head(request.model):
         # The seed of this phase is fixed, so the head is trained once for all arms and seeds.
         head: Plain = {
@@ -433,43 +391,54 @@ def _draft(
             head |= {"decay": "linear", "lengths": None}
         # The search of benchmarks/recipes/continual-minilm.yaml chose these learning rates.
         head |= {"learning_rate": 1e-2, "muon_learning_rate": 2e-2}
-        settings["phases"] = [{"training": head}, {}]
+        changes["phases"] = [{"training": head}, {}]
     # Further training is the last phase. A new head is the same for all arms.
     last = "" if has_head(request.model) else "phases.1."
     arms = {
         name: {f"{last}{key}": value for key, value in arm.items()} for name, arm in named.items()
     }
-    first = request.arms[0]
+    given = parse_overrides(overrides)
+    own_field = given.get("corpus.text_field", found.corpus.get("text_field", USUAL[0]))
+    # Other texts may have other fields. Without a name, that of each text is found.
+    any_field = {} if own_field == USUAL[0] else {f"{last}corpus.text_field": USUAL[0]}
     if request.controlled:
-        arm = {**arms[first], f"{last}corpus.source": others.control["source"]}
-        if others.control["text_field"] != _with_changes(corpus, overrides).text_field:
-            arm[f"{last}corpus.text_field"] = others.control["text_field"]
-        arms[request.controlled] = arm
+        arms[request.controlled] = {
+            **arms[first],
+            f"{last}corpus.source": request.control,
+            **any_field,
+        }
         # The gate is the first of the two tests, and each has the full level.
-        settings["study"]["contrasts"].append([first, request.controlled])
-    if request.replayed and others.general:
+        changes["study"]["contrasts"].append([first, request.controlled])
+    if request.replayed and found.general:
         share = request.replay or 0.0
-        mix = {request.texts: round(1 - share, 6), others.general["source"]: share}
-        arms[request.replayed] = {**arms[first], f"{last}corpus.source": mix}
-    if others.pairs:
-        settings["tasks"].append(others.pairs)
-        settings["study"]["secondary"] = [PASSAGES]
-    elif others.general:
+        mix = {request.texts: round(1 - share, 6), found.general: share}
+        if "corpus.text_field" in given:
+            any_field = {}
+        arms[request.replayed] = {**arms[first], f"{last}corpus.source": mix, **any_field}
+    if found.pairs:
+        changes["tasks"].append(found.pairs)
+        changes["study"]["secondary"] = [PASSAGES]
+    elif found.general:
         # A model that knows masks of single tokens and trains with whole words becomes worse at
         # single tokens on any text. So its loss is also measured with whole words.
         with_words = any(arm.get("masking.policy") == "whole-word" for arm in named.values())
-        settings["evaluation"]["measures"] = [
-            _measure(request, others, corpus, name=name, masks=masks)
-            for name, masks in GENERAL_MASKS.items()
-            if masks == "token" or with_words
-        ]
+        changes["evaluation"] = {
+            "measures": [
+                _measure(request, found, name=name, masks=masks)
+                for name, masks in GENERAL_MASKS.items()
+                if masks == "token" or with_words
+            ]
+        }
     if request.extended:
         arms[request.extended] = {**arms[first], "model.new_tokens": request.new_words}
         # Whether new words help does not depend on another answer, so the questions are one family.
-        settings["study"]["contrasts"].append([request.extended, first])
-        del settings["study"]["gate"]
-    settings["study"]["arms"] = arms
-    written = with_overrides(layer(settings), overrides)
+        changes["study"]["contrasts"].append([request.extended, first])
+        changes["study"]["gate"] = None
+    shipped = layer_of_file(recipe_path("adapt"))
+    del shipped[f"study.arms.{BEST}"]
+    changes["study"]["arms"] = arms
+    settings = {name: each for name, each in (shipped | layer(changes)).items() if each is not None}
+    written = with_overrides(settings, overrides)
     if request.extended:
         # No other loss compares arms with different tokens, so a list of the user's keeps it.
         measures = EvaluationSettings(measures=written.get("evaluation.measures") or ())
@@ -478,18 +447,17 @@ def _draft(
     # Without an arm that masks, for example, there are no settings of masks. What the user gives
     # stays, and is refused if it has no effect.
     recipe = validate(nest(written), origin="adapt")
-    given = parse_overrides(overrides)
     for setting in recipe.unused(written):
         if setting not in given:
             del written[setting]
-    settings = nest(written)
     # The user may have replaced the tasks.
-    if others.pairs and others.pairs not in (settings["tasks"] or ()):
-        settings["study"].pop("secondary", None)
+    if found.pairs and found.pairs not in (written["tasks"] or ()):
+        written.pop("study.secondary", None)
+    settings = nest(written)
     comments = {key: text.format(least=request.least_runs) for key, text in COMMENTS.items()}
-    if tasks != request.tasks:
+    if not request.tasks:
         comments["tasks"] = "titles and texts of documents that are held out from training"
-    if others.general and not others.pairs:
+    if found.general and not found.pairs:
         comments["evaluation"] = "measures: what the arms forget of general text"
     head_lines = [
         f"Does further training of {request.model} on {request.texts} help?",
@@ -520,20 +488,15 @@ COMMENTS = {
 }
 
 
-def _measure(request: Request, others: OtherTexts, corpus: Plain, *, name: str, masks: str) -> str:
+def _measure(request: Request, found: TextsRead, *, name: str, masks: str) -> str:
     """Return the measure of the loss on general text that no arm trains on."""
     options: dict[str, object] = {"name": name}
     if masks != "token":
         options["masks"] = masks
-    if others.general["text_field"] != "text":
-        options["text_field"] = others.general["text_field"]
-    share = _unseen(request, others, corpus)
-    if share:
-        options["held_out"] = share
-        options |= _as_arms_read(_with_changes(corpus, request.overrides))
-        if request.chooses:
-            options["of_verdict"] = True
-    return str(Call("text-loss", (others.general["source"],), options))
+    options |= found.unseen
+    if found.unseen and request.chooses:
+        options["of_verdict"] = True
+    return str(Call("text-loss", (found.general,), options))
 
 
 def _with_changes(corpus: Plain, overrides: Sequence[str]) -> CorpusSettings:

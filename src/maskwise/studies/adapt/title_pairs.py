@@ -11,9 +11,8 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from heapq import heappop, heappush
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +23,10 @@ from maskwise.base.errors import MaskwiseError, option
 from maskwise.evaluation.measures.overlap import BATCH_CHARACTERS, LEAST, Finder
 from maskwise.recipe.yamls import Plain
 from maskwise.studies.adapt.request import PAIRS
-from maskwise.studies.from_files import LOOK_DOCUMENTS
 from maskwise.studies.inputs import file_of_rows
 from maskwise.text.rows import held_out_below, is_dev
 from maskwise.text.settings import CorpusSettings
+from maskwise.text.source import shards_of
 
 MOST_PAIRS, LEAST_PAIRS = 500, 20
 """Maximum and minimum number of pairs of title and text in a retrieval task."""
@@ -177,19 +176,14 @@ def _shares_needed(
 
 def _pairs(corpus: CorpusSettings) -> Iterator[tuple[int, Plain]]:
     """Yield for each pair the hash that decides whether its document is held out, and the pair."""
-    titles = []
-    for part in corpus.model_copy(update={"text_field": "title"}).parts():
-        part.keep_repeated = True
-        named: dict[str, str] = {}
-        # A table may have no column of titles. Reading it raises an error.
-        with suppress(MaskwiseError):
-            named |= {document.name: document.text for document in islice(part, LOOK_DOCUMENTS)}
-        titles.append(named)
-    for document in corpus.documents():
-        title = titles[document.source].get(document.name, "")
-        text = document.text
-        if not title or title == text:
-            title, _, text = _SENTENCE.sub("\0", text.strip(), count=1).partition("\0")
-        if len(title) > 5 and len(text) > 50:
-            pair = {"query": title[:300], "passage": text[:1500]}
-            yield document.place, pair
+    for part in corpus.parts():
+        # The same records, of which each is called by its title, if it has one.
+        fields = part.fields._replace(id="title")
+        shards = shards_of(part.name, fields, stream=corpus.stream)
+        for document, titled in zip(part, replace(part, shards=shards, fields=fields), strict=True):
+            title = titled.name if titled.name != document.name else ""
+            text = document.text
+            if not title or title == text:
+                title, _, text = _SENTENCE.sub("\0", text.strip(), count=1).partition("\0")
+            if len(title) > 5 and len(text) > 50:
+                yield document.place, {"query": title[:300], "passage": text[:1500]}
