@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +36,35 @@ def test_a_shell_that_completes_gets_no_error(
     monkeypatch.setenv("COMP_CWORD", "1")
     assert maskwise() == 0
     assert capfd.readouterr() == ("study\nstatus\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("study quick", ["quick-start"]),
+        ("pretrain modern", ["modernbert"]),
+        ("check intermed", ["intermediate"]),
+        ("study quick-start training.batch_si", ["training.batch_size="]),
+        ("adapt bundled:encoder a.txt corpus.held", ["corpus.held_out="]),
+        ("inspect a.txt --policy whole-w", ["whole-word"]),
+    ],
+)
+def test_a_shell_completes_names_without_torch(words: str, found: list[str]) -> None:
+    code = (
+        "import sys, maskwise.__main__ as m\n"
+        "try: m.main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    asked = {
+        "_MASKWISE_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"maskwise {words}",
+        "COMP_CWORD": str(len(words.split())),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == found

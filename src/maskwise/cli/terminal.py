@@ -14,7 +14,7 @@ from rich.text import Text
 
 from maskwise.base.constants import GAIN, MOST_SEEDS
 from maskwise.base.errors import MaskwiseError, duration, visible
-from maskwise.base.folders import results_folder
+from maskwise.base.folders import results_folder, shipped
 from maskwise.base.printing import Terminal, err_console, note, out_console, print_json, say, warn
 from maskwise.base.specs import is_path, split_options
 
@@ -87,14 +87,36 @@ def last_ones_said(
     return say
 
 
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the names of recipes that begin so, for the shell."""
+    return [name for name in shipped() if name.startswith(incomplete)]
+
+
+def complete_setting(incomplete: str) -> list[str]:
+    """Return the names of settings that begin so, for the shell."""
+    from maskwise.recipe.described import recipe_keys
+
+    return [f"{key}=" for key in recipe_keys() if key.startswith(incomplete)]
+
+
+def complete_policy(incomplete: str) -> list[str]:
+    """Return the names of policies that begin so, for the shell."""
+    from maskwise.masking.policies import POLICIES
+
+    return [name for name in POLICIES if name.startswith(incomplete)]
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
+        autocompletion=complete_setting,
         help="Settings to change, such as training.batch_size=32 masking.ratio=0.3",
         callback=last_ones_said(),
     ),
 ]
-RecipeName = Annotated[str, typer.Argument(help="A shipped recipe or a YAML file.")]
+RecipeName = Annotated[
+    str, typer.Argument(autocompletion=complete_recipe, help="A shipped recipe or a YAML file.")
+]
 Jobs = Annotated[
     int | None,
     typer.Option(

@@ -28,6 +28,9 @@ from maskwise.cli.terminal import (
     TextField,
     Timing,
     Words,
+    complete_policy,
+    complete_recipe,
+    complete_setting,
     figure,
     has_colours,
     last_ones_said,
@@ -44,6 +47,7 @@ def check(
         str,
         typer.Argument(
             metavar="RECIPE|TEXTS|MODEL",
+            autocompletion=complete_recipe,
             help="A recipe; your text, or a file with labels; or a model, followed by your text.",
         ),
     ],
@@ -51,6 +55,7 @@ def check(
         list[str] | None,
         typer.Argument(
             metavar="[FILES] [KEY=VALUE]",
+            autocompletion=complete_setting,
             help="After a text: files with labels. After a model: a text, and files with labels. "
             "Settings to change, such as training.steps=500.",
             callback=last_ones_said(),
@@ -249,8 +254,9 @@ def inspect(
     policy: Annotated[
         str | None,
         typer.Option(
+            autocompletion=complete_policy,
             help="One or more policies, separated by commas. Default: token,whole-word; for "
-            "sequences token,span(over='token')."
+            "sequences token,span(over='token').",
         ),
     ] = None,
     ratio: Annotated[
