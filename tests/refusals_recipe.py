@@ -355,8 +355,8 @@ ROWS = [
     ),
     Refusal(
         "two that are wrong beside others",
-        shipped("model.new_tokens=5", "training.lengths=[1]"),
-        ("overrides model.new_tokens=5 training.lengths=[1]",),
+        shipped("evaluation.ratio=0.2", "training.lengths=[1]"),
+        ("overrides evaluation.ratio=0.2 training.lengths=[1]",),
     ),
     Refusal(
         "looks beyond the seeds",

@@ -12,10 +12,17 @@ from tokenizers import processors
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hub import talking_to_a_hub
+from maskwise.base.constants import REFERENCE
 from maskwise.base.errors import MaskwiseError
-from maskwise.changes import CHANGES, Change, Changed, change
+from maskwise.changes import CHANGES, Change, Changed, Positions, change
 from maskwise.changes.trim import trim
 from maskwise.models.loading import load_model, new_config, new_model
+from maskwise.recipe import read_recipe
+from maskwise.studies.plan import make_plan
+from maskwise.studies.records import recorded
+from maskwise.studies.stages import prepare_stage
+from maskwise.studies.store import StageStore
+from maskwise.studies.work import run_stage
 from maskwise.text import read_documents, train_tokenizer
 from maskwise.text.new_words import of_json
 from test_new_words import tokenizer_of_kind
@@ -82,7 +89,7 @@ def test_a_model_computes_the_same_for_what_is_kept(family: str, tmp_path: Path)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "new")
     ids = tokenizer.convert_tokens_to_ids(loaded.convert_ids_to_tokens(range(len(loaded))))
     (did,) = facts["changes"].values()
-    assert did["rows"] == [900, len(ids)] and after.config.vocab_size == len(ids)
+    assert did["tokens"] == [900, len(ids)] and after.config.vocab_size == len(ids)
     assert facts["weights"][1] == sum(each.numel() for each in after.parameters())
     assert did["pieces_per_word"][0] == did["pieces_per_word"][1]
     with torch.no_grad():
@@ -139,7 +146,7 @@ def test_the_most_frequent_tokens_are_kept(tmp_path: Path) -> None:
             "bundled:encoder", tmp_path / str(most), f"trim-tokens({text!r}, most={most})"
         )
         (did,) = facts["changes"].values()
-        sizes.append(did["rows"][1])
+        sizes.append(did["tokens"][1])
         assert (did["pieces_per_word"][1] > did["pieces_per_word"][0]) == (most < 10**6)
     assert sizes == sorted({*sizes})
 
@@ -150,7 +157,7 @@ class Shallow(Change):
     def __call__(self, model: Any, tokenizer: Any) -> Changed:
         model.base_model.layers = model.base_model.layers[:2]
         model.config.num_hidden_layers = 2
-        return Changed(model, tokenizer, {})
+        return Changed(model, {})
 
 
 def test_a_configuration_that_does_not_fit_is_refused(
@@ -166,7 +173,7 @@ class Silent(Change):
     """A change that changes nothing."""
 
     def __call__(self, model: Any, tokenizer: Any) -> Changed:
-        return Changed(model, tokenizer, {"what": "nothing"})
+        return Changed(model, {"what": "nothing"})
 
 
 def test_a_plug_in_is_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +197,7 @@ def test_the_command_says_what_it_saved(tmp_path: Path, capsys: pytest.CaptureFi
     [
         ([], "no change is named"),
         ("trim-token('a.txt')", "did you mean"),
-        ("trim-tokens()", "missing a required argument"),
+        ("trim-tokens()", "no text to read"),
         ("trim-tokens('nowhere.txt')", "nowhere.txt"),
         ("trim-tokens('texts.txt', most=0)", "most"),
     ],
@@ -324,3 +331,101 @@ def test_a_folder_of_sentence_transformers_on_the_hub_stays_one(
         change("ada/sentences", tmp_path / "new", f"trim-tokens({text!r})")
     assert (tmp_path / "new" / "modules.json").read_text() == "[]"
     assert (tmp_path / "new" / "1_Pooling" / "config.json").is_file()
+
+
+def test_recipes_trim_to_the_training_text_alone(tmp_path: Path) -> None:
+    """The arm keeps what its training documents need; its checkpoint loads in transformers."""
+    rows = [{"text": line, "id": str(number)} for number, line in enumerate(LINES[:80])]
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = read_recipe(
+        {
+            "corpus": {"source": str(texts), "length": 32, "held_out": 0.3},
+            "model": {"pretrained": "bundled:encoder"},
+            "training": {"steps": 1, "batch_size": 2},
+            "evaluation": {"rows": 2},
+            "study": {
+                "seeds": 1,
+                "arms": {"a": {"model.changes": ["trim-tokens(300)", "new-tokens(3)"]}},
+            },
+        },
+        ["tasks=[]"],
+    )
+    runs = {run.arm: run for run in make_plan(recipe).runs}
+    store = StageStore(tmp_path / "stages")
+    results = [run_stage(stage, store) for stage in runs["a"].stages]
+    trimmed, longer = results[0]["changes"]
+    assert trimmed["saved"] < 0 <= longer["saved"]
+    assert trimmed["tokens"][1] == longer["tokens"][0] < longer["tokens"][1]
+    tokenizer = AutoTokenizer.from_pretrained(store.output(runs["a"].pretrained))
+    model = AutoModelForMaskedLM.from_pretrained(store.output(runs["a"].pretrained))
+    assert len(tokenizer) == model.config.vocab_size == longer["tokens"][1]
+    # The reference is the model without changes.
+    assert "changes" not in runs[REFERENCE].texts[0].what
+
+
+def test_the_stage_depends_on_the_content_of_what_a_change_reads(tmp_path: Path) -> None:
+    text = text_file(tmp_path, LINES[:3])
+    names = []
+    for content in ("An owl.", "A newt."):
+        Path(text).write_text(content, encoding="utf-8")
+        recipe = read_recipe(
+            {
+                "corpus": {"source": "bundled:wikipedia"},
+                "model": {"pretrained": "bundled:encoder", "changes": [f"trim-tokens({text!r})"]},
+            }
+        )
+        names.append(prepare_stage(recipe).name)
+    assert names[0] != names[1]
+
+
+def test_the_former_setting_is_refused_with_the_line_that_replaces_it() -> None:
+    model = {"pretrained": "bundled:encoder", "new_tokens": 5}
+    with pytest.raises(MaskwiseError, match=r"write model.changes: \[\"new-tokens\(5\)\"\]"):
+        read_recipe({"corpus": {"source": "bundled:wikipedia"}, "model": model})
+    now = recorded({"model": model, "study": {"arms": {"a": {"model.new_tokens": "w.txt"}}}})
+    assert now["model"]["changes"] == ["new-tokens(5)"]
+    assert now["study"]["arms"]["a"] == {"model.changes": ["new-tokens('w.txt')"]}
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "bart"])
+def test_a_copied_table_of_positions_gives_the_same_states(family: str) -> None:
+    tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
+    kind: Any = "encoder-decoder" if family == "bart" else "encoder"
+    model = new_model(new_config(family, tokenizer, 16, kind=kind), seed=0).eval()
+    rows = torch.randint(10, 800, (1, 14))
+    with torch.no_grad():
+        before = model(input_ids=rows).logits
+        longer = Positions(40)(model, tokenizer).model
+        torch.testing.assert_close(longer(input_ids=rows).logits, before)
+        assert longer(input_ids=torch.randint(10, 800, (1, 40))).logits.isfinite().all()
+    assert Positions(40).check(model.config, tokenizer).max_position_embeddings == (
+        longer.config.max_position_embeddings
+    )
+
+
+def test_a_raised_base_changes_the_frequencies_by_its_formula() -> None:
+    tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
+    model = new_model(new_config("eurobert", tokenizer, 16, **SMALL), seed=0).eval()
+    made = Positions(64, rope_base=50_000.0)(model, tokenizer).model
+    (found,) = (each for name, each in made.named_buffers() if name.endswith(".inv_freq"))
+    size = 2 * len(found)
+    torch.testing.assert_close(found, 50_000.0 ** -(torch.arange(0, size, 2) / size))
+    assert made.config.max_position_embeddings == 64
+
+
+@pytest.mark.parametrize(
+    ("family", "how", "said"),
+    [
+        ("bert", {"rope_base": 5000.0}, "table of positions"),
+        ("eurobert", {"scaling": "interpolate"}, "rotary positions"),
+        ("deberta-v2", {"scaling": "linear"}, "table of positions"),
+        ("bert", {"scaling": "linear", "rope_base": 5000.0}, "two ways"),
+    ],
+)
+def test_positions_that_a_family_does_not_have_are_refused(
+    family: str, how: dict[str, Any], said: str
+) -> None:
+    tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
+    with pytest.raises(MaskwiseError, match=said):
+        Positions(64, **how).check(new_config(family, tokenizer, 16, **SMALL), tokenizer)

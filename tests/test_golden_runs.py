@@ -165,7 +165,7 @@ def onward(folder: Path) -> dict[str, list[float]]:
     recipe = inputs(folder)
     two = "phases=[{}, {training.steps: 4, masking.ratio: 0.4, masking.policy: whole-word}]"
     train(recipe, folder / "first", two)
-    start = f"model={{pretrained: {folder / 'first' / 'checkpoint'}, new_tokens: 3}}"
+    start = f"model={{pretrained: {folder / 'first' / 'checkpoint'}, changes: new-tokens(3)}}"
     new = train(recipe, folder / "new", start, "tokenizer.name=null", "corpus.group_field=id")
     runs = {"second phase": steps_of(folder / "first"), "new tokens": new}
     return {name: [rounded(line["loss"]) for line in lines] for name, lines in runs.items()}

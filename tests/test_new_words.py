@@ -37,6 +37,7 @@ from maskwise.studies.store import StageStore
 from maskwise.studies.text_sample import Samples
 from maskwise.studies.work import run_stage
 from maskwise.text import Document, Prepared, load_tokenizer, read_documents, train_tokenizer
+from maskwise.text.changed import new_ids
 from maskwise.text.new_words import choose_words, count_words, extend, given_words, read_words
 from tiny import WORDS, maskwise, write_inputs, write_lines
 from training_tools import config
@@ -289,7 +290,7 @@ def text_of(source: Path, tmp_path: Path, *more: str) -> tuple[dict[str, Any], P
 
 def test_words_come_from_training_text_alone(source, tmp_path):
     # The groups decide which documents are held out, also after their texts have changed.
-    given = ("model.new_tokens=99", "corpus.group_field=id")
+    given = ("model.changes=new-tokens(99)", "corpus.group_field=id")
     recipe = read_recipe(source, [*START, *given])
     held = {document.name for document in recipe.corpus.held_out_documents()}
     assert held and len(held) < 60
@@ -300,8 +301,8 @@ def test_words_come_from_training_text_alone(source, tmp_path):
     result, data = text_of(source, tmp_path, *given)
     vocabulary = data.tokenizer.get_vocab()
     assert "electrolyte" in vocabulary and "cardiomyopathy" not in vocabulary
-    assert result["new_tokens"]["added"] == len(data.new_tokens)
-    assert 0 < result["new_tokens"]["saved"] < 1
+    assert result["changes"][0]["tokens"][1] == len(data.tokenizer)
+    assert 0 < result["changes"][0]["saved"] < 1
 
 
 def test_a_run_loads_in_transformers_and_the_reference_is_not_extended(source, tmp_path):
@@ -311,7 +312,7 @@ def test_a_run_loads_in_transformers_and_the_reference_is_not_extended(source, t
         source,
         [
             *START,
-            "study.arms={plain: {}, words: {model.new_tokens: " + str(file) + "}}",
+            "study.arms={plain: {}, words: {model.changes: [\"new-tokens('" + str(file) + "')\"]}}",
             "study.seeds=1",
         ],
     )
@@ -363,7 +364,7 @@ def test_fine_tunings_of_models_with_new_tokens_are_timed(source, tmp_path, monk
     rows = [{"text": f"{word} {number}", "label": word} for number in range(40) for word in DOMAIN]
     task = write_lines(tmp_path / "rows.jsonl", rows)
     more = [*START[:-1], f"tasks=[{task}]", "finetune.max_length=5"]
-    more += ["study={arms: {a: {model.new_tokens: 3}}, seeds: 1}"]
+    more += ["study={arms: {a: {model.changes: new-tokens(3)}}, seeds: 1}"]
     assert check(str(source), more)["time"]["unknown"] == []
     assert not [one for one in recwarn if "rows cut" in str(one.message)]
 
@@ -371,15 +372,17 @@ def test_fine_tunings_of_models_with_new_tokens_are_timed(source, tmp_path, monk
 def test_names_of_stages_without_new_tokens_do_not_have_the_key(source):
     recipe = read_recipe(source, START)
     prepared = prepare_stage(recipe)
-    assert "new_tokens" not in json.dumps(prepared.as_dict())
-    assert "new_tokens" not in json.dumps(pretrain_stage(recipe, prepared).as_dict())
+    assert "changes" not in json.dumps(prepared.as_dict())
+    assert "changes" not in json.dumps(pretrain_stage(recipe, prepared).as_dict())
 
 
 def test_a_policy_is_learned_for_the_tokens_of_the_checkpoint(source):
     """The meta-gradient failed after reading all texts: the model had fewer tokens than they."""
     how = [*START, "learning={task: banking77, method: meta}"]
-    plain, more = (read_recipe(source, [*how, *new]) for new in ([], ["model.new_tokens=2"]))
-    assert more.model.new_tokens == 2
+    plain, more = (
+        read_recipe(source, [*how, *new]) for new in ([], ["model.changes=new-tokens(2)"])
+    )
+    assert more.model.changes == ("new-tokens(2)",)
     assert inputs_of_policy(more) == inputs_of_policy(plain)
 
 
@@ -388,7 +391,7 @@ def test_two_phases_extend_the_model_once(source, tmp_path):
         source,
         [
             *START,
-            "study={arms: {a: {model.new_tokens: 3}}, seeds: 1}",
+            "study={arms: {a: {model.changes: new-tokens(3)}}, seeds: 1}",
             "phases=[{training: {freeze: encoder, seed: 0}}, {corpus.length: 16}]",
         ],
     )
@@ -398,12 +401,12 @@ def test_two_phases_extend_the_model_once(source, tmp_path):
         run_stage(stage, store)
     sizes = [len(Prepared.open(store.output(text)).tokenizer) for text in run.texts]
     assert sizes == [len(load_tokenizer("bundled:encoder")) + 3] * 2
-    assert Prepared.open(store.output(run.texts[1])).new_tokens
+    assert new_ids(Prepared.open(store.output(run.texts[1])).origins)
     first, last = (
         AutoModelForMaskedLM.from_pretrained(store.output(stage)) for stage in run.trainings
     )
     # The encoder was frozen in the first phase, so its new rows are the means still.
-    for number, pieces in Prepared.open(store.output(run.texts[0])).new_tokens.items():
+    for number, pieces in Prepared.open(store.output(run.texts[0])).origins[0].pieces.items():
         table = first.get_input_embeddings().weight
         assert torch.allclose(table[number], table[[*pieces]].mean(0), atol=1e-6)
         trained = last.get_input_embeddings().weight
@@ -418,7 +421,7 @@ def test_only_new_rows_are_trained_in_a_phase(frozen, source, tmp_path):
         source,
         [
             *START,
-            "study={arms: {a: {model.new_tokens: 3}}, seeds: 1}",
+            "study={arms: {a: {model.changes: new-tokens(3)}}, seeds: 1}",
             f"training={{freeze: {frozen}, steps: 3, {decay}learning_rate: 0.01}}",
         ],
     )
@@ -426,8 +429,10 @@ def test_only_new_rows_are_trained_in_a_phase(frozen, source, tmp_path):
     store = StageStore(tmp_path / "stages")
     for stage in run.stages:
         run_stage(stage, store)
-    pieces = Prepared.open(store.output(run.texts[0])).new_tokens
-    before = load_model("bundled:encoder", new_tokens=pieces).state_dict()
+    pieces = Prepared.open(store.output(run.texts[0])).origins[0].pieces
+    model = load_model("bundled:encoder")
+    add_tokens(model, pieces)
+    before = model.state_dict()
     after = AutoModelForMaskedLM.from_pretrained(store.output(run.pretrained)).state_dict()
     new = [*pieces]
     for name, weight in before.items():
@@ -442,13 +447,14 @@ def test_only_new_rows_are_trained_in_a_phase(frozen, source, tmp_path):
 def test_rows_of_new_tokens_need_new_tokens(source, tmp_path, capfd):
     command = ["study", source, *START, "training.freeze=old-rows", "--out", tmp_path / "out"]
     assert maskwise(*command) == 2
-    assert "model.new_tokens" in capfd.readouterr().err
+    assert "model.changes" in capfd.readouterr().err
 
 
 def test_fewer_words_than_wanted_are_a_note(source, tmp_path):
-    stage = prepare_stage(read_recipe(source, [*START, "model.new_tokens=5000"]))
+    stage = prepare_stage(read_recipe(source, [*START, "model.changes=new-tokens(5000)"]))
     store = StageStore(tmp_path / "stages")
-    added = run_stage(stage, store)["new_tokens"]["added"]
+    before, after = run_stage(stage, store)["changes"][0]["tokens"]
+    added = after - before
     (note,) = (note for note in notes_of_texts([stage], store) if "new tokens" in note)
     assert 0 < added < 5000 and f"{added:,}" in note and "5,000" in note
 
@@ -467,7 +473,7 @@ def test_a_bad_file_of_words_is_one_line(content, facts, source, tmp_path, capfd
     file = tmp_path / "words.txt"
     if content is not None:
         file.write_text(content)
-    more = [*START, f"model.new_tokens={file}"]
+    more = [*START, f"model.changes=[\"new-tokens('{file}')\"]"]
     assert maskwise("study", source, *more, "--out", tmp_path / "out") == 2
     said = capfd.readouterr().err
     assert all(fact in " ".join(said.split()) for fact in facts)
@@ -477,9 +483,9 @@ def test_a_bad_file_of_words_is_one_line(content, facts, source, tmp_path, capfd
 @pytest.mark.parametrize(
     ("settings", "fact"),
     [
-        (["model.new_tokens=3"], "pre-trained"),
-        ([*START, "model.new_tokens=0"], "new_tokens"),
-        ([*START, "model.new_tokens=3", "model.adapter=lora"], "model.adapter"),
+        (["model.changes=new-tokens(3)"], "model.pretrained"),
+        ([*START, "model.changes=new-tokens(0)"], "words"),
+        ([*START, "model.changes=new-tokens(3)", "model.adapter=lora"], "model.adapter"),
     ],
 )
 def test_new_tokens_that_cannot_be_trained_are_refused(settings, fact, source):
@@ -526,7 +532,7 @@ def test_adapt_compares_new_words_with_the_same_arm_without_them(source, tmp_pat
     recipe = draft_of(request, Texts(request.texts, tmp_path)).recipe
     plain, longer = (recipe.arm(name, seed=0) for name in recipe.study.arms)
     assert [*recipe.study.arms] == ["words-30", "words-30-new-words"]
-    assert longer.model.new_tokens == 5 and longer.without_new_tokens() == plain
+    assert longer.model.changes == ("new-tokens(5)",) and longer.unchanged() == plain
     # Two questions in one family: seven runs can decide both.
     assert recipe.study.pairs == [
         ("words-30", "no-pretraining"),
@@ -547,7 +553,7 @@ def test_a_plan_chooses_words_from_its_whole_sample(source, tmp_path):
     recipe = draft_of(request, Texts(request.texts, tmp_path)).recipe
     longer = recipe.arm("words-30-new-words", seed=0)
     data = Samples(longer, tmp_path / "samples").of(longer).data
-    assert len(data.new_tokens) == 5
+    assert len(new_ids(data.origins)) == 5
 
 
 def test_the_answer_speaks_of_both_questions(source, tmp_path):

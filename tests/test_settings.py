@@ -39,6 +39,7 @@ WITHOUT_EFFECT = {
     "corpus.attention": (["corpus.layout=document"], "row"),
     "tokenizer.replaces": ([], "true"),
     "model.architecture": (START, "bert"),
+    "model.changes": ([], "new-tokens(5)"),
     "training.muon_learning_rate": (PLAIN, "0.1"),
     "finetune.muon_learning_rate": ([], "0.1"),
     "training.residual": (["training.precision=no"], "bf16"),
@@ -75,7 +76,11 @@ WITHOUT_EFFECT = {
         "bf16",
     ),
     "training.weight_decay": (
-        ["model.pretrained=bundled:encoder", "model.new_tokens=5", "training.freeze=old-rows"],
+        [
+            "model.pretrained=bundled:encoder",
+            "model.changes=new-tokens(5)",
+            "training.freeze=old-rows",
+        ],
         "0.1",
     ),
     "learning.supervised.training.decay_share": (

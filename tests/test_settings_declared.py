@@ -156,7 +156,7 @@ CASES = {
     "tokenizer.sentinels": Case("4"),
     "tokenizer.replaces": Case("true", (START[0], "tokenizer={name: bundled:tokenizer}")),
     "model.pretrained": Case("bundled:encoder", START[1:]),
-    "model.new_tokens": Case("3", START),
+    "model.changes": Case("new-tokens(3)", START),
     "model.architecture": Case("roberta"),
     "model.settings": Case("{hidden_size: 24}"),
     "model.unigram_bias": Case("false"),

@@ -79,7 +79,7 @@ def test_arms_of_a_study_are_measured_on_the_same_words(tmp_path):
         [
             *("model={pretrained: bundled:encoder}", "tokenizer={}", "tasks=[]"),
             *("training.steps=1", "evaluation.measures=word-loss(5)"),
-            "study={seeds: 1, arms: {plain: {}, words: {model.new_tokens: 9}}}",
+            "study={seeds: 1, arms: {plain: {}, words: {model.changes: new-tokens(9)}}}",
         ],
     )
     store = StageStore(tmp_path / "stages")

@@ -216,8 +216,8 @@ def test_ids_of_another_tokenizer_and_new_words_are_refused(
         check_inputs(read_recipe(write_inputs(tmp_path), start))
     with pytest.raises(MaskwiseError, match="another tokenizer"):
         pieces_of(corpus_of(source, tokenizer), load_tokenizer("bundled:encoder"))
-    more = [*start, "model.new_tokens=3"]
-    with pytest.raises(MaskwiseError, match=r"model\.new_tokens"):
+    more = [*start, "model.changes=new-tokens(3)"]
+    with pytest.raises(MaskwiseError, match=r"model\.changes"):
         check_inputs(read_recipe(write_inputs(tmp_path), more))
 
 

@@ -55,7 +55,7 @@ FORMATS = {
     "state.json": 1,
     "shown.json": 1,
     "stream.json": 1,
-    "new_tokens.json": 1,
+    "origins.json": 1,
     "columns.json": 4,
     LAYERS: 1,
     "annotator.json": 1,

@@ -1,12 +1,13 @@
 """Changes of models that exist, such as fewer tokens (``maskwise change``).
 
-A change is an object with a name and arguments, such as ``trim-tokens(texts.txt)``. It gets a model
-and its tokenizer, and returns both, changed. ``CHANGES`` is the only registry.
+A change is an object with a name and arguments, such as ``trim-tokens(texts.txt)``. It changes the
+tokenizer of a model, its weights, or both. Recipes name changes in ``model.changes``, and
+``maskwise change`` makes them alone. ``CHANGES`` is the only registry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +18,24 @@ from maskwise.base.errors import MaskwiseError, PlugInError, first_line, items_o
 from maskwise.base.folders import CARD, OutputFolder, copy_texts, credit, fill_folder
 from maskwise.base.plugins import Table
 from maskwise.base.specs import build, find
-from maskwise.changes.base import Change, Changed
+from maskwise.changes.base import Change, Changed, TrainingText
+from maskwise.changes.new_tokens import NewTokens
+from maskwise.changes.positions import Positions
+from maskwise.changes.rows import change_tokens
 from maskwise.changes.trim import TrimTokens
 from maskwise.models.loading import load_as_saved
 from maskwise.models.starts import CONFIG, Start, absolute, folder_of
+from maskwise.text.changed import ChangedTokens, Origins
 from maskwise.text.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-_BUILT_IN: dict[str, type[Change]] = {"trim-tokens": TrimTokens}
+_BUILT_IN: dict[str, type[Change]] = {
+    "new-tokens": NewTokens,
+    "positions": Positions,
+    "trim-tokens": TrimTokens,
+}
 CHANGES = Table("change", "maskwise.changes", _BUILT_IN)
 """The changes by their names."""
 
@@ -52,6 +61,53 @@ def change_of(spec: str) -> Change:
     """
     call, kind = find("change", spec, CHANGES)
     return build("change", call, {call.name: kind}, makes=Change)
+
+
+def changed_tokens(
+    tokenizer: PreTrainedTokenizerFast, changes: Iterable[Change], documents: TrainingText | None
+) -> list[ChangedTokens]:
+    """Return the tokenizer after each of several changes, in their order.
+
+    Args:
+        tokenizer: the tokenizer of the model.
+        changes: the changes.
+        documents: reads the training documents of the corpus; None without one.
+
+    Raises:
+        MaskwiseError: a change is impossible for this tokenizer, or a text cannot be read.
+    """
+    made = []
+    for step in changes:
+        vocabulary = step.tokens(tokenizer, documents) or ChangedTokens(tokenizer)
+        tokenizer = vocabulary.tokenizer
+        made.append(vocabulary)
+    return made
+
+
+@torch.no_grad()
+def changed_model(
+    model: PreTrainedModel,
+    changes: Iterable[Change],
+    origins: Iterable[Origins],
+    tokenizer: PreTrainedTokenizerFast,
+) -> PreTrainedModel:
+    """Return a model after several changes, in their order.
+
+    Args:
+        model: the model, which may be changed in place.
+        changes: the changes.
+        origins: for each of them that changes tokens, from which rows those of the tokens are made.
+        tokenizer: the tokenizer after all changes.
+
+    Raises:
+        MaskwiseError: a change is impossible for this model.
+    """
+    of_tokens = iter(origins)
+    for step in changes:
+        if step.changes_tokens:
+            change_tokens(model, next(of_tokens))
+        model = step(model, tokenizer).model
+    return model
 
 
 def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[str, Any]:
@@ -92,24 +148,26 @@ def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[st
     model, lacking, dtype = load_as_saved(old)
     facts: dict[str, Any] = {"folder": str(target), "changes": {}, "warnings": []}
     sizes = [_size(model)]
-    with torch.no_grad():
-        made = Changed(model, loaded, {})
-        for spec, step in zip(specs, steps, strict=True):
-            made = step(made.model, made.tokenizer)
-            _require_configured(made, spec)
-            facts["changes"][spec] = made.facts
-    sizes.append(_size(made.model))
+    for spec, step in zip(specs, steps, strict=True):
+        [made] = changed_tokens(loaded, [step], None)
+        loaded = made.tokenizer
+        with torch.no_grad():
+            change_tokens(model, made.rows)
+            model, did = step(model, loaded)
+        _require_configured(model, spec)
+        facts["changes"][spec] = made.facts | did
+    sizes.append(_size(model))
     facts["weights"] = sizes
     facts["megabytes"] = [dtype.itemsize * size / 1e6 for size in sizes]
-    made.model.to(dtype)  # type: ignore[arg-type]
+    model.to(dtype)  # type: ignore[arg-type]
     with where.used(of):
-        fill_folder(target, partial(_fill, folder, made, lacking, facts))
+        fill_folder(target, partial(_fill, folder, model, loaded, lacking, facts))
     return facts
 
 
-def _require_configured(made: Changed, spec: str) -> None:
+def _require_configured(model: PreTrainedModel, spec: str) -> None:
     """Raise an error if the configuration of a changed model could not be read again."""
-    config = made.model.config
+    config = model.config
     try:
         type(config).from_dict(config.to_dict())
     except Exception as error:
@@ -135,17 +193,33 @@ def _size(model: PreTrainedModel) -> int:
 
 
 def _fill(
-    folder: Path, made: Changed, lacking: Sequence[str], facts: dict[str, Any], new: Path
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    lacking: Sequence[str],
+    facts: dict[str, Any],
+    new: Path,
 ) -> None:
     """Write all files of the new folder; no weights that the old one lacks."""
-    state = made.model.state_dict()
-    made.model.save_pretrained(
+    state = model.state_dict()
+    model.save_pretrained(
         new, state_dict={name: weights for name, weights in state.items() if name not in lacking}
     )
-    made.tokenizer.save_pretrained(new)
+    tokenizer.save_pretrained(new)
     facts["warnings"] += copy_texts(folder, KEPT, new)
     listed = "\n".join(f"- `{spec}`" for spec in facts["changes"])
     (new / CARD).write_text(f"Changed by {credit()}:\n\n{listed}\n", encoding="utf-8")
 
 
-__all__ = ["CHANGES", "Change", "Changed", "TrimTokens", "change", "change_of"]
+__all__ = [
+    "CHANGES",
+    "Change",
+    "Changed",
+    "NewTokens",
+    "Positions",
+    "TrimTokens",
+    "change",
+    "change_of",
+    "changed_model",
+    "changed_tokens",
+]

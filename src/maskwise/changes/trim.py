@@ -15,30 +15,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from maskwise.base.errors import MaskwiseError, whole_number
 from maskwise.base.printing import LOGGER
-from maskwise.changes.base import Change, Changed
+from maskwise.changes.base import Change, TrainingText, documents_for
 from maskwise.masking.segments import changes, owners
-from maskwise.models.families import most_tokens
-from maskwise.models.loading import keep_tokens
-from maskwise.text.documents import read_documents
+from maskwise.models.loading import empty_model, keep_tokens
+from maskwise.text.changed import ChangedTokens, Origins
+from maskwise.text.documents import Document, read_documents
 from maskwise.text.new_words import of_json, require_extensible
 from maskwise.text.pieces import tokenise
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
     from maskwise.masking.draws import Array
 
-SHOWN = 24
-"""About how many tokens a model reads before and after the change, to compare what it computes."""
 WORD_BEGINS = "\u2581"
 """The character for the space before a word in a Unigram vocabulary."""
 
@@ -50,7 +47,8 @@ class TrimTokens(Change):
     tokenised as before, and the model computes the same for it.
 
     Args:
-        text: a file or folder of texts, as for ``corpus.source``.
+        text: a file or folder of texts, as for ``corpus.source``; by default, the documents of the
+            corpus that are not held out. A number is that of ``most``.
         most: keep at most this many of the tokens that occur, the most frequent ones; by default,
             all. Words of the others are cut into smaller pieces, which the model has not seen in
             their place, or are unknown if the vocabulary lacks one of their characters.
@@ -58,13 +56,23 @@ class TrimTokens(Change):
     Source: Abdaoui et al., Load What You Need: Smaller Versions of Multilingual BERT, 2020.
     """
 
-    def __init__(self, text: str, most: int | None = None):
-        self.text = text
+    def __init__(self, text: str | int | None = None, most: int | None = None):
+        if isinstance(text, int):
+            if most is not None:
+                raise MaskwiseError("trim-tokens has two numbers", got=f"{text}, most={most}")
+            text, most = None, text
         self.most = None if most is None else whole_number("most", most, least=1)
+        self.reads = () if text is None else (text,)
 
-    def __call__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Changed:
+    def tokens(
+        self, tokenizer: PreTrainedTokenizerFast, documents: TrainingText | None
+    ) -> ChangedTokens:
         require_extensible(tokenizer, what="trim-tokens")
-        counts, words = count_tokens(self.text, tokenizer)
+        if self.reads:
+            LOGGER.info("counting the tokens of %s", *self.reads)
+            documents = partial(read_documents, *self.reads)
+        read = documents_for("trim-tokens", documents)
+        counts, words = count_tokens(read(), tokenizer)
         occurring = np.flatnonzero(counts)
         if self.most is not None and len(occurring) > self.most:
             # Of equally frequent tokens, the lower id is kept.
@@ -72,60 +80,46 @@ class TrimTokens(Change):
                 occurring[np.argsort(-counts[occurring], kind="stable")][: self.most]
             )
         trimmed, ids = trim(tokenizer, occurring.tolist())
-        rows = model.get_input_embeddings().get_parameter("weight").shape[0]
-        most = min(SHOWN, most_tokens(model.config))
-        shown = ids[:: max(1, len(ids) // most)][:most]
-        before = _computed(model, shown)
-        if before.shape[-1] == rows:
-            before = before[..., ids]
-        keep_tokens(model, ids)
-        after = _computed(model, [ids.index(number) for number in shown])
-        if before.shape != after.shape or not torch.allclose(before, after, atol=1e-4):
-            raise MaskwiseError(
-                "trim-tokens: this model computes something else after its tokens have new ids",
-                got=type(model).__name__,
-                do="leave out trim-tokens",
-            )
         pieces = int(counts.sum())
-        fewer = counts if self.most is None else count_tokens(self.text, trimmed)[0]
+        fewer = counts if self.most is None else count_tokens(read(), trimmed)[0]
         shares = [pieces / words, int(fewer.sum()) / words]
         unknown = [
             int(found[of.unk_token_id]) if of.unk_token_id is not None else 0
             for found, of in ((counts, tokenizer), (fewer, trimmed))
         ]
-        what = f"{len(ids):,} of {rows:,} tokens are kept; {shares[1]:.2f} tokens a word"
+        what = f"{len(ids):,} of {len(tokenizer):,} tokens are kept; {shares[1]:.2f} tokens a word"
         if self.most is not None:
             what += f" ({shares[0]:.2f} before); {unknown[1]:,} unknown ({unknown[0]:,} before)"
-        facts = {"what": what, "rows": [rows, len(ids)], "words": words, "pieces_per_word": shares}
-        return Changed(model, trimmed, facts | {"unknown": unknown})
+        facts = {"what": what, "tokens": [len(tokenizer), len(ids)], "words": words}
+        facts |= {"pieces_per_word": shares, "unknown": unknown}
+        return ChangedTokens(trimmed, Origins((*ids,)), facts)
+
+    def check(
+        self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast
+    ) -> PreTrainedConfig:
+        require_extensible(tokenizer, what="trim-tokens")
+        model = empty_model(config)
+        keep_tokens(model, range(len(tokenizer)))
+        return config
 
 
-def _computed(model: PreTrainedModel, ids: list[int]) -> Tensor:
-    """Return what the whole model computes for a row of tokens: its logits, or its states."""
-    row = torch.tensor([ids])
-    inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
-    if getattr(model.config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = row
-    found: Tensor = model(**inputs, return_dict=False)[0]
-    return found
-
-
-def count_tokens(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Array, int]:
+def count_tokens(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast
+) -> tuple[Array, int]:
     """Count the tokens of a text.
 
     Returns:
         (V,) int64, how often each token occurs, without special tokens; and the number of words.
     """
-    LOGGER.info("counting the tokens of %s", text)
     counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, np.int64)
     words = 0
-    for batch in tokenise(read_documents(text), tokenizer):
+    for batch in tokenise(documents, tokenizer):
         counts += np.bincount(batch.columns["input_ids"], minlength=len(counts))
         word_ids = batch.columns["word_ids"]
         begins = changes(word_ids, owners(batch.lengths))
         words += int(np.count_nonzero(begins & (word_ids >= 0)))
     if not words:
-        raise MaskwiseError(f"trim-tokens: there is no word in {text}")
+        raise MaskwiseError("trim-tokens: there is no word in the text")
     return counts, words
 
 

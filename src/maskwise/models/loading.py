@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -511,7 +511,7 @@ def add_tokens(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> N
         MaskwiseError: the model is no encoder with an output layer, or transformers cannot give it
             more tokens.
     """
-    require_kind(model.config, "encoder", use="model.new_tokens")
+    require_kind(model.config, "encoder", use="new-tokens")
     size = max(pieces) + 1
     why = ""
     try:
@@ -521,9 +521,9 @@ def add_tokens(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> N
         why = f": {first_line(error)}"
     if not tables or any(len(table) < size for table in tables):
         raise MaskwiseError(
-            "model.new_tokens: this model cannot have more tokens",
+            "new-tokens: this model cannot have more tokens",
             got=type(model).__name__ + why,
-            do="leave out model.new_tokens",
+            do="leave out new-tokens",
         )
     new = torch.tensor([*pieces])
     with torch.no_grad():
@@ -697,7 +697,7 @@ def load_model(
     seed: int | None = None,
     log_unigram: Tensor | None = None,
     config: PreTrainedConfig | None = None,
-    new_tokens: Mapping[int, Sequence[int]] | None = None,
+    changed: Callable[[PreTrainedModel], PreTrainedModel] | None = None,
 ) -> PreTrainedModel:
     """Load a pre-trained language model in float32.
 
@@ -707,7 +707,7 @@ def load_model(
         seed: the seed of a new head. If None, a checkpoint without a head is refused.
         log_unigram: (V,) the log frequencies of tokens, as the initial output bias of a new head.
         config: the configuration to use instead of the checkpoint's configuration.
-        new_tokens: tokens that the checkpoint does not have, as for ``add_tokens``.
+        changed: a function that changes the model of the checkpoint, before a new head starts.
 
     Raises:
         MaskwiseError: the name cannot be loaded, the model is of a different kind, the checkpoint
@@ -719,8 +719,8 @@ def load_model(
     with without_advice(), torch.random.fork_rng():
         torch.manual_seed(fold(seed or 0, 0x1217))
         model, lacking = _load_whole(auto, name, config=config)
-        if new_tokens:
-            add_tokens(model, new_tokens)
+        if changed is not None:
+            model = changed(model)
     if lacking and seed is None:
         raise MaskwiseError(
             f"{str(name)!r} has no MLM head, so it cannot predict tokens",

@@ -621,9 +621,9 @@ class Recipe(Settings):
         """Return a copy with a different training seed."""
         return self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})})
 
-    def without_new_tokens(self) -> Recipe:
-        """Return a copy whose model has the vocabulary of its checkpoint."""
-        return self.model_copy(update={"model": self.model.model_copy(update={"new_tokens": None})})
+    def unchanged(self) -> Recipe:
+        """Return a copy whose model is that of its checkpoint, without changes."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"changes": ()})})
 
     def settings(self) -> Plain:
         """Return all settings as plain values, from which ``read_recipe`` makes the same recipe.

@@ -34,7 +34,7 @@ class ArmFacts(TypedDict):
     """Names of the held-out masks on which the loss of the arm is computed."""
     tokenizer: NotRequired[str]
     extended: NotRequired[bool]
-    """Whether the arm has tokens that its model did not have (``model.new_tokens``)."""
+    """Whether the arm has other tokens than its model had (``model.changes``)."""
     runs: NotRequired[dict[str, str]]
     """Folders of the pre-training runs, keyed by seed."""
     sampler: NotRequired[str]

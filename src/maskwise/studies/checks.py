@@ -26,7 +26,7 @@ from maskwise.jobs.pools import Where, require_cards, require_engine, require_on
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind
 from maskwise.models.families import adapter_of, check_room, most_tokens
-from maskwise.models.loading import NO_HEAD, check_more_tokens, check_start, has_head
+from maskwise.models.loading import NO_HEAD, check_start, has_head
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
@@ -45,7 +45,6 @@ from maskwise.text import Rows, load_tokenizer, require_documents
 from maskwise.text.documents import field_note, first_characters, folder_note, lines_note
 from maskwise.text.groups import check_groups, share_that_fits
 from maskwise.text.layers import token_layers
-from maskwise.text.new_words import given_words, require_extensible, wanted_words
 from maskwise.text.own_tokenizer import other_ids, other_reading, own_tokenizer
 from maskwise.text.pieces import SPECIAL, read_pieces, tokenise, unknown_share
 from maskwise.text.rows import held_out_below, holds_out
@@ -330,7 +329,10 @@ def tokenizer_and_config(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrain
         tokenizer = load_tokenizer(
             given, needs_mask=arm.kind == "encoder", needs_words=needs_offsets
         )
-    return tokenizer, config_from(arm.model, tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
+    config = config_from(arm.model, tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
+    for change in arm.model.steps:
+        config = change.check(config, tokenizer)
+    return tokenizer, config
 
 
 def check_tokenizer(
@@ -446,28 +448,23 @@ def _check_model(
     """Check that the model of an arm fits its tokenizer, tasks and settings; yield warnings."""
     links = arm.links()
     start = arm.model.pretrained
-    if arm.model.new_tokens is None and any(link.training.freeze == "old-rows" for link in links):
+    adds = any(change.adds_tokens for change in arm.model.steps)
+    if not adds and any(link.training.freeze == "old-rows" for link in links):
         raise MaskwiseError(
             "training.freeze=old-rows trains rows of new tokens, and this model has none",
-            do="set model.new_tokens, or another value of training.freeze",
+            do="add new-tokens(500) to model.changes, or set another value of training.freeze",
         )
-    if arm.model.new_tokens is not None:
-        require_extensible(tokenizer)
+    if any(change.changes_tokens for change in arm.model.steps):
         if any(link.corpus.tokens for link in links):
             raise MaskwiseError(
-                "model.new_tokens reads words of texts, and this corpus has token ids",
+                "model.changes of tokens need texts, and this corpus has token ids",
                 got=f"corpus.tokens={links[0].corpus.tokens}",
-                do="give the texts, or leave out model.new_tokens",
+                do="give the texts, or leave out model.changes",
             )
-        words = wanted_words(arm.model.new_tokens)
-        if not isinstance(words, int):
-            given_words(words, tokenizer)
-        more = words if isinstance(words, int) else len(words)
-        check_more_tokens(config, len(tokenizer) + more)
         if any(link.learns for link in links):
             raise MaskwiseError(
-                "model.new_tokens and masking.policy=learned cannot be combined",
-                do="learn the policy first (maskwise learn), or leave out model.new_tokens",
+                "model.changes of tokens and masking.policy=learned cannot be combined",
+                do="learn the policy first (maskwise learn), or leave out model.changes",
             )
     check_start(config, len(tokenizer), loaded=bool(start))
     if arm.model.lora:
@@ -732,7 +729,7 @@ class _HeldOutRows:
 def text_of(link: Recipe) -> tuple[object, ...]:
     """Return the settings on which the rows of a training phase depend."""
     tokenizer = link.tokenizer_name or link.tokenizer
-    return link.corpus.model_dump_json(), tokenizer, link.model.new_tokens
+    return link.corpus.model_dump_json(), tokenizer, link.model.changes
 
 
 def _check_probes(
@@ -818,9 +815,8 @@ def notes_of_texts(texts: Iterable[Stage], store: StageStore) -> Iterator[str]:
         source = CorpusSettings(**stage.what["corpus"]).title
         if counts.get(SPECIAL):
             yield f"{source}: {counts[SPECIAL]:,} {SPECIAL}"
-        added = (store.result(stage) or {}).get("new_tokens")
-        if added:
-            yield words_note(source, added)
+        for did in (store.result(stage) or {}).get("changes", ()):
+            yield change_note(source, did)
         share = unknown_share(counts)
         if share > MOST_UNKNOWN:
             yield (
@@ -829,14 +825,11 @@ def notes_of_texts(texts: Iterable[Stage], store: StageStore) -> Iterator[str]:
             )
 
 
-def words_note(source: str, added: Mapping[str, Any]) -> str:
-    """Return a note about the words that became tokens, from the result of a prepare stage."""
-    asked = added["asked"]
-    note = f"{source}: {added['added']:,} new tokens save {added['saved']:.1%} of the tokens of "
-    note += "held-out text"
-    if isinstance(asked, int) and added["added"] < asked:
-        note += f"; {asked:,} were wanted, but no more words qualify"
-    return note
+def change_note(source: str, did: Mapping[str, Any]) -> str:
+    """Return a note about a change of the tokens, from the result of a prepare stage."""
+    share = did["saved"]
+    how = "fewer" if share >= 0 else "more"
+    return f"{source}: {did['what']}; held-out text has {abs(share):.1%} {how} tokens"
 
 
 def row_sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -338,7 +338,7 @@ def make_run(
     is_trained = arm in recipe.study.arms
     own = recipe.arm(recipe_arm(recipe, arm), seed=seed, more=more)
     if not is_trained:
-        own = own.without_new_tokens()
+        own = own.unchanged()
     links = own.links()
     # The first text trains the tokenizer that all other texts use.
     text = prepare_stage(links[0].unlearned())

@@ -38,6 +38,7 @@ from maskwise.samplers import sampler as read_sampler
 from maskwise.studies.checks import require_targets
 from maskwise.studies.probed import laid_out, probed_rows
 from maskwise.text import Prepared, Rows, Stream
+from maskwise.text.changed import new_ids
 from maskwise.text.rows import dev_and_verdict
 from maskwise.training.best import Best
 from maskwise.training.building import model_from
@@ -131,6 +132,8 @@ def pretrain(
         choices = {**made.words, **(facts or {})}
         if recipe.model.adapter:
             choices["adapter"] = recipe.model.adapter
+        if recipe.model.changes:
+            choices["changes"] = ", ".join(recipe.model.changes)
         step = None if best is None else best.step
         card = model_card(recipe, choices, losses, text=data.training, best_step=step, part=part)
         save_checkpoint(target, network, data.tokenizer, card=card, heads=made.heads())
@@ -290,12 +293,11 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
         kind=recipe.kind,
         seed=recipe.training.seed,
         log_unigram=log_unigram,
-        # A checkpoint of an earlier phase has the new tokens already.
-        new_tokens=None if recipe.model.new_tokens is None else data.new_tokens,
+        # A checkpoint of an earlier phase is changed already.
+        origins=data.origins if recipe.model.changes else (),
     )
-    if data.new_tokens:
-        # For ``training.freeze: old-rows``.
-        network.new_rows = (min(data.new_tokens), max(data.new_tokens) + 1)  # type: ignore[assignment]
+    # For ``training.freeze: old-rows``.
+    network.new_rows = new_ids(data.origins)  # type: ignore[assignment]
     return network
 
 

@@ -45,6 +45,7 @@ from maskwise.studies.stages import (
 from maskwise.studies.store import StageStore
 from maskwise.tasks.finetuning import PREDICTIONS
 from maskwise.tasks.loading import load_task
+from maskwise.training.settings import as_changes
 
 FREE = ("speed", "nothing")
 """Effects of settings that change no result and nothing that is concluded from results."""
@@ -157,8 +158,9 @@ def _arm_facts(name: str, design: Design) -> ArmFacts:
         "runs": runs,
     }
     if any(
-        recipe.arm(name, seed=recipe.study.first_seed, more=setting).model.new_tokens is not None
+        change.changes_tokens
         for setting in design.settings_of(name)
+        for change in recipe.arm(name, seed=recipe.study.first_seed, more=setting).model.steps
     ):
         facts["extended"] = True
     if samplers:
@@ -590,12 +592,22 @@ def recorded(recipe: Plain) -> Plain:
     """
     recipe = {key: value for key, value in recipe.items() if value or key in Recipe.model_fields}
     evaluation, study = recipe.get("evaluation"), recipe.get("study")
+    if recipe.get("model"):
+        recipe = recipe | {"model": as_changes(recipe["model"])}
     if evaluation:
         recipe = recipe | {"evaluation": as_measures(evaluation)}
     if study:
         known = {key: value for key, value in study.items() if key in StudySettings.model_fields}
+        known["arms"] = {arm: _arm_of_now(given) for arm, given in known.get("arms", {}).items()}
         recipe = recipe | {"study": known}
     return recipe
+
+
+def _arm_of_now(arm: Plain) -> Plain:
+    """Return the settings of a recorded arm, with new tokens in the list of changes."""
+    model = as_changes({"new_tokens": arm.get("model.new_tokens")})
+    kept = {key: value for key, value in arm.items() if key != "model.new_tokens"}
+    return kept | {f"model.{key}": value for key, value in model.items()}
 
 
 def _arms_in(study: Study | Plain) -> Plain:

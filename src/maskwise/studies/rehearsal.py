@@ -219,7 +219,7 @@ class Rehearsal:
         """Return the beginning of the text that a stage prepares."""
         made = stage.what.get("tokenizer")
         characters = SAMPLE_CHARACTERS
-        if made and not made["name"] and "new_tokens" not in stage.what:
+        if made and not made["name"] and "changes" not in stage.what:
             enough = max(LEAST_CHARACTERS, TOKEN_CHARACTERS * made["vocab_size"])
             characters = min(characters, enough)
         return self.part_of(CorpusSettings(**stage.what["corpus"]), characters)

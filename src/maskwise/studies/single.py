@@ -470,7 +470,7 @@ def run_learn(recipe: Recipe, out: Path, *, processes: int = 1) -> Plain:
 def _learning(recipe: Recipe) -> tuple[Stage, Stage]:
     """Return the stage that prepares the text, and the stage that learns the policy."""
     # A policy scores the words of texts, so a model with new tokens can use it, too.
-    link = recipe.links()[0].without_new_tokens()
+    link = recipe.links()[0].unchanged()
     text = prepare_stage(link.unlearned())
     return text, learn_stage(link, recipe.learned_task, text)
 

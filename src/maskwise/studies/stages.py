@@ -50,7 +50,6 @@ from maskwise.samplers import sampler
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.settings import FinetuneSettings
 from maskwise.tasks.task import Task
-from maskwise.text.new_words import wanted_words
 from maskwise.text.segmenters import names_segmenter, segmenter_version
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.source import TEXTS, look_in, source_path
@@ -301,8 +300,18 @@ def prepare_stage(
     what["tokenizer"] = recipe.tokenizer.model_dump(mode="json", exclude={"replaces"})
     what["tokenizer"]["name"] = name
     what["tokenizer_content"] = start_fingerprint(name, TOKENIZER_FILES) if name else None
-    if recipe.model.new_tokens is not None:
-        what["new_tokens"] = wanted_words(recipe.model.new_tokens)
+    # Other changes are those of the weights.
+    of_tokens = [
+        (spec, step)
+        for spec, step in zip(recipe.model.changes, recipe.model.steps, strict=True)
+        if step.changes_tokens
+    ]
+    if of_tokens:
+        what["changes"] = [spec for spec, _ in of_tokens]
+        what["changes_content"] = {
+            source: fingerprint(source) for _, step in of_tokens for source in step.reads
+        }
+        what |= _code([recipe.corpus.words, *recipe.corpus.layers, *what["changes"]])
     return Stage("prepare", what)
 
 
@@ -333,8 +342,9 @@ def tokenizer_of(first: Stage) -> str:
     corpus = what["corpus"]
     given = what["tokenizer"]["name"] and what["tokenizer_content"]
     trained = [what["tokenizer"], what["corpus_content"], corpus["text_field"], corpus["limit"]]
-    if "new_tokens" in what:
-        return json_hash([given, what["new_tokens"], *trained[1:], corpus["held_out"]])
+    if "changes" in what:
+        changes = [what["changes"], what["changes_content"]]
+        return json_hash([given, changes, *trained[1:], corpus["held_out"]])
     return json_hash(given or trained)
 
 
@@ -582,7 +592,7 @@ def _stage_on(
     how: Plain | None = None,
 ) -> Stage:
     """Build a stage that uses the checkpoint of ``trained``, or the recipe's model if None."""
-    what |= _code(what)
+    what |= _code([what, *recipe.model.changes])
     # Only training stages depend on the adapter.
     adapter: Plain = {}
     if kind == "pretrain" and recipe.model.adapter:
@@ -629,8 +639,8 @@ def require_same_text(what: Mapping[str, Any]) -> None:
     changes.
 
     Args:
-        what: a mapping with the corpus and its hash, such as ``Stage.what``; if it has no hash,
-            nothing is checked.
+        what: a mapping with the corpus and its hash, such as ``Stage.what``, and hashes of what
+            changes of the tokenizer read; if it has no hash, nothing is checked.
     """
     if "corpus_content" not in what:
         return
@@ -646,6 +656,8 @@ def require_same_text(what: Mapping[str, Any]) -> None:
             for source, content in contents
             if source_path(source).exists() and fingerprint(source) != content
         ]
+    others = what.get("changes_content", {})
+    changed += [source for source, content in others.items() if fingerprint(source) != content]
     if changed:
         raise changed_since(" and ".join(changed))
 

@@ -86,5 +86,5 @@ class Samples:
             data.tokenizer,
             corpus.model_copy(update={"held_out": held_out}),
             layers=annotated(some, corpus, folder / "layers"),
-            new_tokens=data.new_tokens,
+            origins=data.origins,
         )

@@ -8,10 +8,9 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -32,6 +31,7 @@ from maskwise.base.folders import (
     write_whole,
 )
 from maskwise.base.specs import Call
+from maskwise.changes import change_of, changed_tokens
 from maskwise.evaluation.evaluate import evaluate, load_measures
 from maskwise.evaluation.measures.overlap import overlap_record
 from maskwise.evaluation.measures.spelling import WORDS
@@ -66,11 +66,12 @@ from maskwise.tasks.loading import load_task
 from maskwise.tasks.settings import FinetuneSettings
 from maskwise.tasks.task import Task
 from maskwise.text import Document, Prepared, Stream, load_tokenizer, require_documents, tokenise
+from maskwise.text.changed import Origins
 from maskwise.text.documents import Documents, first_characters
-from maskwise.text.new_words import Extended, choose_words, extend, given_words, saved_share
+from maskwise.text.new_words import saved_share
 from maskwise.text.pieces import UNKNOWN, unknown_share
 from maskwise.text.rows import dev_and_verdict, is_dev
-from maskwise.text.settings import CorpusSettings, TokenizerSettings, read_new_tokens
+from maskwise.text.settings import CorpusSettings, TokenizerSettings, read_origins
 from maskwise.text.stream import COUNTED_CHARACTERS
 from maskwise.text.tokenizers import SAMPLE_CHARACTERS
 from maskwise.training.best import Lowest
@@ -182,32 +183,30 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
         corpus = scored_by(store.output(stage.needs[1]), corpus)
     documents = corpus.documents()
     require_documents(documents)
-    new_tokens: Mapping[int, tuple[int, ...]] = {}
+    origins: Sequence[Origins] = ()
     extension: Plain = {}
     if stage.needs:
         tokenizer = load_tokenizer(
             tokenizer_folder(stage, store), needs_mask=False, needs_words=False
         )
-        new_tokens = read_new_tokens(store.output(stage.needs[0]))
+        origins = read_origins(store.output(stage.needs[0]))
     else:
         settings = TokenizerSettings(**stage.what["tokenizer"])
         # Every source of a stream contributes the same number of characters, whatever its weight.
         most = stage.what.get("characters", SAMPLE_CHARACTERS)
         first = documents.beginning(most) if corpus.stream else documents
         tokenizer = settings.tokenizer(first)
-        if "new_tokens" in stage.what:
-            before = tokenizer
-            read = corpus.training_documents()
-            if corpus.stream:
-                # The beginning of a stream is enough, as for a new tokenizer.
-                read = first_characters(read, SAMPLE_CHARACTERS)
-            tokenizer, new_tokens = extended(stage.what["new_tokens"], read, before)
-            held_out = [*first_characters(corpus.held_out_documents(), SAMPLE_CHARACTERS)]
-            extension["new_tokens"] = {
-                "asked": stage.what["new_tokens"],
-                "added": len(new_tokens),
-                "saved": saved_share(held_out, before, tokenizer),
-            }
+        changes = stage.what.get("changes", ())
+        made = changed_tokens(tokenizer, map(change_of, changes), partial(training_text, corpus))
+        origins = [vocabulary.rows for vocabulary in made]
+        held_out = [*first_characters(corpus.held_out_documents(), SAMPLE_CHARACTERS)]
+        did = []
+        for spec, vocabulary in zip(changes, made, strict=True):
+            share = saved_share(held_out, tokenizer, vocabulary.tokenizer)
+            did.append({"change": spec, **vocabulary.facts, "saved": share})
+            tokenizer = vocabulary.tokenizer
+        if did:
+            extension["changes"] = did
     if corpus.stream:
         live = Live(corpus.layers) if corpus.layers else None
         facts = Prepared.begin(
@@ -215,7 +214,7 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
             corpus,
             tokenizer,
             layers=live,
-            new_tokens=new_tokens,
+            origins=origins,
             counted=stage.what.get("characters", COUNTED_CHARACTERS),
         )
         require_same_text(stage.what)
@@ -223,7 +222,7 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
     stored = annotated(documents, corpus, folder / "layers")
     with many_threads():
         data = write_rows(
-            folder / TEXT, documents, tokenizer, corpus, layers=stored, new_tokens=new_tokens
+            folder / TEXT, documents, tokenizer, corpus, layers=stored, origins=origins
         )
     assert not isinstance(data.training, Stream)
     # The text may have changed while it was read.
@@ -242,20 +241,11 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
     }
 
 
-def extended(
-    words: int | Sequence[str],
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerFast,
-) -> Extended:
-    """Extend a tokenizer with words of the training text.
-
-    Args:
-        words: the words, or the number of words to choose.
-        documents: documents that are not held out, to choose from.
-    """
-    if not isinstance(words, int):
-        return extend(tokenizer, given_words(words, tokenizer))
-    return extend(tokenizer, choose_words(documents, tokenizer, words))
+def training_text(corpus: CorpusSettings) -> Iterable[Document]:
+    """Return the documents that are not held out, for changes of the tokenizer."""
+    read = corpus.training_documents()
+    # The beginning of a stream is enough, as for a new tokenizer.
+    return first_characters(read, SAMPLE_CHARACTERS) if corpus.stream else read
 
 
 def write_rows(
@@ -265,7 +255,7 @@ def write_rows(
     corpus: CorpusSettings,
     *,
     layers: Store | None,
-    new_tokens: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
+    origins: Sequence[Origins] = (),
 ) -> Prepared:
     """Write the training and held-out rows of documents, as the settings of a corpus say."""
     return Prepared.make(
@@ -275,7 +265,7 @@ def write_rows(
         length=corpus.length,
         layout=corpus.row_layout,
         held_out=corpus.held_out,
-        new_tokens=new_tokens,
+        origins=origins,
     )
 
 

@@ -31,7 +31,6 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from maskwise.base.errors import MaskwiseError, shortened
-from maskwise.base.specs import user_path
 from maskwise.masking.segments import changes, owners
 from maskwise.text.documents import Document
 from maskwise.text.pieces import tokenise
@@ -176,11 +175,11 @@ def choose_words(
     chosen = candidate_words(documents, tokenizer)
     if not chosen:
         raise MaskwiseError(
-            "model.new_tokens: no word of the training text qualifies",
+            "new-tokens: no word of the training text qualifies",
             got=0,
             allowed=f"words of letters, in ≥ {FEWEST_DOCUMENTS} documents, that the tokenizer "
             "cuts into 2 or more pieces",
-            do="give more text, a file with words, or leave out model.new_tokens",
+            do="give more text, a file with words, or leave out new-tokens",
         )
     # Equal words differ in the space before them, and therefore in their pieces.
     chosen.sort(key=lambda word: (-word.saved, word.text, word.pieces))
@@ -202,7 +201,7 @@ def given_words(words: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> lis
             why = "it is a token already"
         if why:
             raise MaskwiseError(
-                f"model.new_tokens: {word!r} cannot become a token",
+                f"new-tokens: {word!r} cannot become a token",
                 got=why,
                 do="remove it from the file",
             )
@@ -211,30 +210,18 @@ def given_words(words: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> lis
     return count_words((Document("", text) for text in texts), tokenizer)
 
 
-def wanted_words(new_tokens: int | str) -> int | tuple[str, ...]:
-    """Return the setting ``model.new_tokens``, with the words of a file in place of its name.
-
-    Raises:
-        MaskwiseError: the file cannot be read (``read_words``).
-    """
-    if isinstance(new_tokens, str):
-        return read_words(user_path(new_tokens))
-    return new_tokens
-
-
 def read_words(path: Path) -> tuple[str, ...]:
     """Read a file with one word a line.
 
     Raises:
         MaskwiseError: the file cannot be read, has no word, or has a line that is not one word.
     """
-    what = "model.new_tokens"
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise MaskwiseError(
-            f"{what}: cannot read {path}", got=reason, do="give a number, or a file of words"
+            f"new-tokens: cannot read {path}", got=reason, do="give a number, or a file of words"
         ) from None
     words: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
@@ -244,19 +231,19 @@ def read_words(path: Path) -> tuple[str, ...]:
         starts, ends = words_in(classify(word))
         if starts.tolist() != [0] or ends.tolist() != [len(word)]:
             raise MaskwiseError(
-                f"{what}: line {number} of {path} is not one word",
+                f"new-tokens: line {number} of {path} is not one word",
                 got=shortened(word),
                 allowed="letters and digits, one word a line",
             )
         if word in words:
             raise MaskwiseError(
-                f"{what}: line {number} of {path} repeats line {words[word]}",
+                f"new-tokens: line {number} of {path} repeats line {words[word]}",
                 got=word,
                 do="remove one of them",
             )
         words[word] = number
     if not words:
-        raise MaskwiseError(f"{what}: {path} has no words", allowed="one word a line")
+        raise MaskwiseError(f"new-tokens: {path} has no words", allowed="one word a line")
     return (*words,)
 
 
@@ -281,9 +268,7 @@ def _entry_of(pieces: Iterable[int], tokenizer: PreTrainedTokenizerFast) -> tupl
 # -------------------------------------------------------------------------------------------
 
 
-def require_extensible(
-    tokenizer: PreTrainedTokenizerFast, *, what: str = "model.new_tokens"
-) -> None:
+def require_extensible(tokenizer: PreTrainedTokenizerFast, *, what: str = "new-tokens") -> None:
     """Raise ``MaskwiseError`` unless the tokens of a tokenizer can be changed, by ``what``."""
     do = f"leave out {what}, or start from a model with another tokenizer"
     if not tokenizer.is_fast:
@@ -325,7 +310,7 @@ def extend(tokenizer: PreTrainedTokenizerFast, words: Sequence[NewWord]) -> Exte
     for number, (word, found) in enumerate(zip(words, _ids_of(texts, longer)), first):
         if found != [number]:
             raise MaskwiseError(
-                f"model.new_tokens: the tokenizer cannot have {word.text!r} as a token",
+                f"new-tokens: the tokenizer cannot have {word.text!r} as a token",
                 got=tokenizer.tokenize(word.text),
                 do="remove this word from the file",
             )
@@ -367,7 +352,7 @@ def _with_entries(
             scores.append([content, lowest])
         for entry, word in zip(entries, words):
             if entry in known:
-                raise MaskwiseError(f"model.new_tokens: {word.text!r} is a token already")
+                raise MaskwiseError(f"new-tokens: {word.text!r} is a token already")
             score = sum(scores[piece][1] for piece in word.pieces)
             scores.append([entry, score + MARGIN * len(word.pieces)])
     return of_json(plain, tokenizer)

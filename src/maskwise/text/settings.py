@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -32,6 +32,7 @@ from maskwise.base.effects import (
     without_unset,
 )
 from maskwise.base.errors import MaskwiseError, finite_number
+from maskwise.text.changed import Origins
 from maskwise.text.documents import USUAL, Document, Documents, Joined
 from maskwise.text.layers import Layered
 from maskwise.text.pieces import LONGEST_ROW, Pieces, Tokens, read_pieces, tokenise
@@ -345,8 +346,8 @@ HELD_OUT = "held_out"
 PIECES = "pieces"
 TOKENIZER = "tokenizer"
 STREAM = "stream.json"
-NEW_TOKENS = "new_tokens.json"
-"""The file with the pieces of new tokens (``new_words.Extended``)."""
+ORIGINS = "origins.json"
+"""The file that says from which rows of the model those of a changed tokenizer are made."""
 
 LiveLayers = Callable[[Sequence[str]], Layered]
 """A function that builds, from names of annotators, one annotator that computes all their layers.
@@ -360,8 +361,8 @@ class Prepared:
     tokenizer: PreTrainedTokenizerFast
     training: Rows | Stream
     held_out: Rows
-    new_tokens: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    """For each token that was added to the tokenizer of the model, the ids of its pieces."""
+    origins: tuple[Origins, ...] = ()
+    """For each change of the model, the rows of its tokens."""
 
     @classmethod
     def make(
@@ -373,7 +374,7 @@ class Prepared:
         length: int,
         layout: str,
         held_out: float,
-        new_tokens: Mapping[int, tuple[int, ...]] | None = None,
+        origins: Sequence[Origins] = (),
     ) -> Prepared:
         """Write the folder of a corpus batch by batch and open it. An old folder is replaced.
 
@@ -388,7 +389,7 @@ class Prepared:
             training.save(partial / TRAINING)
             held.save(partial / HELD_OUT)
             folders.write_folder(partial / TOKENIZER, tokenizer.save_pretrained)
-            _write_new_tokens(partial, new_tokens)
+            _write_origins(partial, origins)
 
         folders.write_folder(folder, fill)
         return cls.open(folder)
@@ -401,7 +402,7 @@ class Prepared:
         tokenizer: PreTrainedTokenizerFast,
         *,
         layers: Layered | None = None,
-        new_tokens: Mapping[int, tuple[int, ...]] | None = None,
+        origins: Sequence[Origins] = (),
         counted: int = COUNTED_CHARACTERS,
     ) -> dict[str, object]:
         """Write the folder of a stream; read only the beginning of the stream.
@@ -435,7 +436,7 @@ class Prepared:
             stream = {"corpus": corpus.model_dump(mode="json"), "counts": counts.tolist()}
             folders.write_json(partial / STREAM, stream)
             folders.write_folder(partial / TOKENIZER, tokenizer.save_pretrained)
-            _write_new_tokens(partial, new_tokens)
+            _write_origins(partial, origins)
 
         folders.write_folder(folder, fill)
         return {**facts, "held_out_rows": len(cls.open(folder).held_out)}
@@ -468,10 +469,10 @@ class Prepared:
         held_out = Rows.load(folder / HELD_OUT, pieces)
         # Instead of training rows, a stream's folder has the settings for reading the stream.
         stream = folders.read_json(folder / STREAM)
-        new_tokens = read_new_tokens(folder)
+        origins = read_origins(folder)
         if stream is None:
             training = Rows.load(folder / TRAINING, pieces)
-            return cls(tokenizer, training, held_out, new_tokens)
+            return cls(tokenizer, training, held_out, origins)
         corpus = CorpusSettings(**stream["corpus"])
         layers = live(corpus.layers) if live and corpus.layers else None
         streamed = Stream(
@@ -481,18 +482,18 @@ class Prepared:
             corpus.repeat,
             np.array(stream["counts"]),
         )
-        return cls(tokenizer, streamed, held_out, new_tokens)
+        return cls(tokenizer, streamed, held_out, origins)
 
 
-def _write_new_tokens(folder: Path, pieces: Mapping[int, tuple[int, ...]] | None) -> None:
-    if pieces:
-        folders.write_json(folder / NEW_TOKENS, pieces)
+def _write_origins(folder: Path, rows: Sequence[Origins]) -> None:
+    if rows:
+        folders.write_json(folder / ORIGINS, {"changes": [each.plain() for each in rows]})
 
 
-def read_new_tokens(folder: Path) -> dict[int, tuple[int, ...]]:
-    """Return the pieces of the new tokens of a prepared text; {} if there are none."""
-    plain = folders.read_json(folder / NEW_TOKENS) or {}
-    return {int(number): (*pieces,) for number, pieces in plain.items()}
+def read_origins(folder: Path) -> tuple[Origins, ...]:
+    """Return the rows of the tokens of a prepared text, for each change of the model."""
+    plain = folders.read_json(folder / ORIGINS) or {}
+    return tuple(map(Origins.from_plain, plain.get("changes", ())))
 
 
 @cache

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from maskwise.base.constants import Kind
 from maskwise.base.errors import MaskwiseError
+from maskwise.changes import changed_model
 from maskwise.models.families import check_fit
 from maskwise.models.loading import (
     empty_model,
@@ -16,15 +18,16 @@ from maskwise.models.loading import (
     new_model,
     with_fields,
 )
+from maskwise.text.changed import Origins
 from maskwise.training.settings import ModelSettings, attention_dropout_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 
 def config_from(
-    settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind
+    settings: ModelSettings, tokenizer: PreTrainedTokenizerFast, length: int, *, kind: Kind
 ) -> PreTrainedConfig:
     """Return the configuration of the pre-trained model, or a new one for ``length`` tokens.
 
@@ -58,7 +61,7 @@ def config_from(
 
 
 def changed_config(
-    settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, length: int, *, kind: Kind
+    settings: ModelSettings, tokenizer: PreTrainedTokenizerFast, length: int, *, kind: Kind
 ) -> PreTrainedConfig | None:
     """Return the configuration if a checkpoint's own is not enough; otherwise None.
 
@@ -79,13 +82,13 @@ def empty_model_from(settings: ModelSettings, config: PreTrainedConfig) -> PreTr
 
 def model_from(
     settings: ModelSettings,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     length: int,
     *,
     kind: Kind,
     seed: int,
     log_unigram: Tensor,
-    new_tokens: Mapping[int, Sequence[int]] | None = None,
+    origins: Sequence[Origins] = (),
 ) -> PreTrainedModel:
     """Return the model to train.
 
@@ -95,7 +98,7 @@ def model_from(
         kind: the required kind of model.
         seed: the seed of new weights.
         log_unigram: (V,) log frequencies of tokens, for the bias of a new head.
-        new_tokens: tokens that a pre-trained model does not have (``models.add_tokens``).
+        origins: for each of ``model.changes`` that changes tokens, from which rows theirs are made.
     """
     bias = log_unigram if settings.unigram_bias else None
     config = config_from(settings, tokenizer, length, kind=kind)
@@ -106,7 +109,9 @@ def model_from(
             seed=seed,
             log_unigram=bias,
             config=config,
-            new_tokens=new_tokens,
+            changed=partial(
+                changed_model, changes=settings.steps, origins=origins, tokenizer=tokenizer
+            ),
         )
         check_fit(network.config, len(tokenizer), do="set tokenizer.name to the model's tokenizer")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -39,6 +40,7 @@ from maskwise.training.rates import Curve
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from maskwise.changes import Change
     from maskwise.models.lora import Lora
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -104,7 +106,7 @@ class TrainingSettings(Settings, allow_inf_nan=False):
 
     freeze: Weights[Literal["none", "encoder", "old-rows"]] = "none"
     """``encoder`` trains only the heads, on a frozen encoder without dropout. ``old-rows`` trains
-    only the rows of new tokens (``model.new_tokens``) in the embeddings, the output layer and its
+    only the rows of new tokens (``model.changes``) in the embeddings, the output layer and its
     bias, without weight decay."""
 
     clip: Weights[OrOff[NotNegative]] = 1.0
@@ -286,10 +288,12 @@ class ModelSettings(Settings):
     """``lora(rank=16)`` trains only the heads and low-rank updates of the encoder's linear layers.
     This needs the package peft. Checkpoints contain the weights with the updates added."""
 
-    new_tokens: Weights[Annotated[int, Field(ge=1)] | str | None] = None
-    """Words that become tokens of a pre-trained encoder: their number, or a file with one word a
-    line. A number chooses the words that save most pieces in the training text. New rows of the
-    embeddings and of the output layer begin as the means of the rows of a word's pieces."""
+    changes: Annotated[Weights[Several[str]], Only("pretrained", but=(None,))] = ()
+    """Changes of a pre-trained model before its training , in the order
+    in which they are made: ``new-tokens(500)`` makes the 500 words that save most pieces in the
+    training text tokens, ``new-tokens('words.txt')`` those of a file, ``trim-tokens()`` keeps the
+    tokens that occur in the training text, ``trim-tokens(8000)`` the most frequent ones, and
+    ``positions(1024)`` reads longer rows."""
 
     attention_dropout: Weights[OrOff[float | None]] = Field(None, ge=0, lt=1)
     """Dropout rate of attention weights. If None, the rate is 0 for a new model, and the rate of
@@ -306,7 +310,25 @@ class ModelSettings(Settings):
 
             with within("adapter", self.adapter):
                 self._lora = lora(self.adapter)
+        with within("changes", self.changes):
+            steps = self.steps
+            if self.adapter and any(change.adds_tokens for change in steps):
+                raise MaskwiseError(
+                    "model.adapter freezes the embeddings, so new tokens would not be trained",
+                    got=self.adapter,
+                    do="remove one of them",
+                )
         return self
+
+    @property
+    def steps(self) -> list[Change]:
+        """The setting ``changes``, parsed."""
+        if not self.changes:
+            return []
+        # This imports torch.
+        from maskwise.changes import change_of
+
+        return [change_of(spec) for spec in self.changes]
 
     @property
     def lora(self) -> Lora | None:
@@ -321,23 +343,17 @@ class ModelSettings(Settings):
         words = {"yes": True, "on": True, "no": False, "off": False}
         return {key: words.get(str(setting), setting) for key, setting in value.items()}
 
-    @model_validator(mode="after")
-    def _known_pieces(self) -> ModelSettings:
-        if self.new_tokens is None:
-            return self
-        if not self.pretrained:
+    @model_validator(mode="before")
+    @classmethod
+    def _one_list(cls, raw: object) -> object:
+        if isinstance(raw, dict) and "new_tokens" in raw:
+            changes = as_changes(raw).get("changes", [])
             raise MaskwiseError(
-                "model.new_tokens is for pre-trained models",
-                got="a new model, whose tokenizer has any vocabulary",
-                do="set tokenizer.vocab_size, or model.pretrained",
+                "changes of a model are named in one list",
+                got="model.new_tokens",
+                do=f"write model.changes: {json.dumps(changes)}",
             )
-        if self.adapter:
-            raise MaskwiseError(
-                "model.adapter freezes the embeddings, so model.new_tokens would not be trained",
-                got=self.adapter,
-                do="remove one of them",
-            )
-        return self
+        return raw
 
     @model_validator(mode="after")
     def _one_rate(self) -> ModelSettings:
@@ -368,11 +384,11 @@ class ModelSettings(Settings):
 
         ``adapter`` is left out, because only training stages depend on it. Attention dropout is
         included only if it differs from the architecture's default, because this setting did not
-        exist when older studies were recorded. ``new_tokens`` is included only if it is set.
+        exist when older studies were recorded. ``changes`` are included only if there are some.
         """
         left_out = {"attention_dropout", "adapter"}
-        if self.new_tokens is None:
-            left_out.add("new_tokens")
+        if not self.changes:
+            left_out.add("changes")
         plain: dict[str, Any] = self.model_dump(mode="json", exclude=left_out)
         if self.pretrained and self.settings:
             # Older versions ignored these settings, but had them in the name. Under another key,
@@ -396,3 +412,14 @@ class ModelSettings(Settings):
             # Recipes usually have None, which means 0 for a new model, so replace 0 by None.
             plain["attention_dropout"] = rate or None
         return cls(**plain)
+
+
+def as_changes(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a recorded study, in which new tokens had a setting of their own.
+
+    >>> as_changes({"pretrained": "bundled:encoder", "new_tokens": 500})
+    {'pretrained': 'bundled:encoder', 'changes': ['new-tokens(500)']}
+    """
+    kept = {key: value for key, value in model.items() if key != "new_tokens"}
+    words = model.get("new_tokens")
+    return kept if words is None else kept | {"changes": [f"new-tokens({words!r})"]}

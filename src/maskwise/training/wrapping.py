@@ -191,18 +191,18 @@ def freeze_old_rows(objective: Objective) -> list[RemovableHandle]:
         MaskwiseError: the model has no new tokens.
     """
     model: Any = objective.model
-    first, end = getattr(model, "new_rows", (0, 0))
-    if first == end:
+    new = getattr(model, "new_rows", [])
+    if not new:
         raise MaskwiseError(
             "training.freeze=old-rows trains rows of new tokens, and this model has none",
-            do="set model.new_tokens, or another value of training.freeze",
+            do="add new-tokens(500) to model.changes, or set another value of training.freeze",
         )
     for parameter in objective.parameters():
         parameter.requires_grad = False
 
     def only_new(gradient: Tensor) -> Tensor:
         kept = torch.zeros_like(gradient)
-        kept[first:end] = gradient[first:end]
+        kept[new] = gradient[new]
         return kept
 
     hooks = []

@@ -430,7 +430,10 @@ def _draft(request: Request, found: TextsRead, overrides: Sequence[str]) -> Draf
             ]
         }
     if request.extended:
-        arms[request.extended] = {**arms[first], "model.new_tokens": request.new_words}
+        arms[request.extended] = {
+            **arms[first],
+            "model.changes": [f"new-tokens({request.new_words})"],
+        }
         # Whether new words help does not depend on another answer, so the questions are one family.
         changes["study"]["contrasts"].append([request.extended, first])
         changes["study"]["gate"] = None
