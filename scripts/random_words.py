@@ -4,8 +4,9 @@ This is a part of D13 (benchmarks/PLAN.md).
 
     python scripts/random_words.py bundled:encoder TEXT --words 500 --seeds 8 --out OUT
 
-``OUT/SEED.txt`` has the words of one seed, for ``model.changes: new-tokens('OUT/{seed}.txt')``. They are drawn
-from the candidates of ``new-tokens(500)``, which takes those that save most pieces. Documents
+``OUT/SEED.txt`` has the words of one seed, for
+``model.changes: new-tokens('OUT/{seed}.txt')``. They are drawn from the candidates of
+``new-tokens(500)``, which takes those that save most pieces. Documents
 that are held out (``--held-out``, as ``corpus.held_out``) are not read.
 """
 
