@@ -196,17 +196,16 @@ def prepare(stage: Stage, store: StageStore) -> Plain:
         most = stage.what.get("characters", SAMPLE_CHARACTERS)
         first = documents.beginning(most) if corpus.stream else documents
         tokenizer = settings.tokenizer(first)
-        changes = stage.what.get("changes", ())
-        made = changed_tokens(tokenizer, map(change_of, changes), partial(training_text, corpus))
-        origins = [vocabulary.rows for vocabulary in made]
-        held_out = [*first_characters(corpus.held_out_documents(), SAMPLE_CHARACTERS)]
-        did = []
-        for spec, vocabulary in zip(changes, made, strict=True):
-            share = saved_share(held_out, tokenizer, vocabulary.tokenizer)
-            did.append({"change": spec, **vocabulary.facts, "saved": share})
-            tokenizer = vocabulary.tokenizer
-        if did:
-            extension["changes"] = did
+        if changes := stage.what.get("changes"):
+            read = partial(training_text, corpus)
+            made = changed_tokens(tokenizer, map(change_of, changes), read)
+            origins = [vocabulary.rows for vocabulary in made]
+            held_out = [*first_characters(corpus.held_out_documents(), SAMPLE_CHARACTERS)]
+            extension["changes"] = []
+            for spec, vocabulary in zip(changes, made, strict=True):
+                share = saved_share(held_out, tokenizer, vocabulary.tokenizer)
+                extension["changes"].append({"change": spec, **vocabulary.facts, "saved": share})
+                tokenizer = vocabulary.tokenizer
     if corpus.stream:
         live = Live(corpus.layers) if corpus.layers else None
         facts = Prepared.begin(
