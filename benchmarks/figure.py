@@ -73,7 +73,7 @@ CLAIMS: dict[str, list[Claim]] = {
         ("control: parts of speech, published", "ptw-control-2026-11-21", "ptw-faithful", "words"),
         (
             "parts of speech, published",
-            "pos-weighted-replication",
+            "pos-weighted-new-head",
             "ptw-faithful-bert",
             "words-bert",
         ),
