@@ -17,7 +17,6 @@ from pathlib import Path
 
 import typer
 
-from maskwise.base.constants import NATS
 from maskwise.cli import app
 from maskwise.cli.views import describe_table, internal_of, names_in
 from maskwise.recipe.described import recipe_keys
@@ -170,13 +169,16 @@ def _found(found: Evidence) -> str:
     result = StudyResult.read(RESULTS / found.record)
     pair = (found.arm, found.baseline)
     rows = [row for row in result.contrasts if (row["arm"], row["baseline"]) == pair]
-    # With a search, a pair may be a gate and a contrast; the last is at tuned settings.
-    row = [row for row in rows if row["primary"]][-1]
+    [row] = [row for row in rows if row["primary"]]
     lead = shown(row)
-    figure = f"{lead.figure()} {lead.unit if lead.unit == NATS else 'points'}"
+    figure = f"{lead.figure()} {'points' if lead.unit.endswith('points') else lead.unit}"
     worse = ": worse" if row["better"] == "baseline" else ""
     verdict = f"[*{row['verdict']}*{worse}](../benchmarks/results/{found.record})"
-    return f"{found.said}: {figure} ({lead.ends()}; {row['n']} pairs), {verdict}"
+    # What may turn a *decided* verdict, in the first words of its flags.
+    codes = ("items", "compute") if row["verdict"] == "decided" else ()
+    flags = [flag["sentence"].partition(":")[0] for flag in row["flags"] if flag["code"] in codes]
+    limits = "; ".join(["", *flags])
+    return f"{found.said}: {figure} ({lead.ends()}; {row['n']} pairs), {verdict}{limits}"
 
 
 def _markdown(docstring: str, *, without: tuple[str, ...]) -> str:

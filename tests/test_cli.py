@@ -163,6 +163,7 @@ REFUSED = [
     ("adapt bundled:encoder bundled:wikipedia --head-steps 5", "has one already"),
     ("generate TINY --length 4 --steps 5", "too many steps"),
     ("inspect the_cat --texts 3", "a number of texts is given for one text"),
+    ("check quick-start --rehearse --no-timing", "leave out one of them"),
     ("status out --dry-run", "use it with --drop-checkpoints"),
     ("compare SCORES --baseline a --replicate items --column seed=x --column seed=y", "twice"),
     ("compare SCORES --baseline a --replicate items --chance t=1 --chance t=0", "given twice"),

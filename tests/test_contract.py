@@ -26,6 +26,7 @@ from masking_tools import (
     AWKWARD,
     CLS,
     CORRUPTION_SPECS,
+    EXAMPLES,
     FIRST,
     LAYERS,
     MASK,
@@ -661,6 +662,53 @@ def test_what_breaks_the_contract_is_refused_at_its_first_use(
         with pytest.raises(PlugInError, match=r"(Counted|Drawn)\(.*differently"):
             masker(**settings)(padded(ROWS), epoch=0)
     assert not unknown.is_dir() or not list(unknown.iterdir())
+
+
+def of_a_function() -> type[Counted]:
+    @dataclass(frozen=True)
+    class Made(Counted):
+        """As the one above."""
+
+    return Made
+
+
+@dataclass(frozen=True)
+class Outer(Counted):
+    """Has another policy as an argument."""
+
+    inner: Policy = field(default_factory=Counted)
+
+
+@pytest.mark.parametrize("kind", ["of a function", "of a program"])
+def test_a_class_whose_changes_cannot_be_seen_is_checked_in_each_process(
+    unknown: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Any = Counted
+    if kind == "of a function":
+        made = of_a_function()
+    else:
+        monkeypatch.setattr(Counted, "__module__", "__main__")
+    masker(made())(padded(ROWS), epoch=0)
+    assert len(USED[made]) > 50
+    assert not unknown.is_dir(), "no verdict is kept"
+
+
+def test_one_document_tells_nothing_of_others(unknown: Path) -> None:
+    long = EXAMPLES.row([1] * 40, example_id=1)
+    masker(Counted(wrong=True))([long], epoch=0)
+    assert not unknown.is_dir()
+    with pytest.raises(PlugInError, match="differently"):
+        masker(Counted(wrong=True))(padded(ROWS), epoch=0)
+
+
+def test_the_verdict_of_a_corruption_counts_the_code_of_its_parts(
+    unknown: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+    monkeypatch.setattr(contract, "hash_of_code", lambda kind: hashed.append(kind) or "code")
+    outer = Outer(inner=Counted())
+    masker(outer)(padded(ROWS), epoch=0)
+    assert hashed == [Outer, Counted]
 
 
 def test_what_is_typed_at_a_prompt_is_checked_each_time(unknown: Path) -> None:

@@ -30,7 +30,7 @@ from maskwise.objectives import Denoising
 from maskwise.recipe import Recipe
 from maskwise.studies.checkpoints import HEAD, save_model
 from maskwise.studies.stages import Stage
-from maskwise.studies.work import _start_of
+from maskwise.studies.work import start_of_task
 from maskwise.text import Document, Prepared, load_tokenizer, tokenise, train_tokenizer
 from maskwise.training.checkpoint import save_checkpoint
 from tiny import maskwise, write_inputs
@@ -310,7 +310,7 @@ def test_a_tokenizer_without_a_mask_token_is_enough_at_every_stage(tmp_path: Pat
     assert ready.tokenizer.pad_token_id == given.pad_token_id
     save_checkpoint(tmp_path / "pretrain", bart(), given, card=HEAD)
     stage = Stage("finetune", {}, ("prepare", "pretrain"))
-    start, tokenizer = _start_of(stage, SimpleNamespace(output=tmp_path.joinpath))
+    start, tokenizer = start_of_task(stage, SimpleNamespace(output=tmp_path.joinpath))
     assert (start.checkpoint, len(tokenizer)) == (tmp_path / "pretrain", len(given))
     save_model(tmp_path / "pretrain", tmp_path / "saved", of={"arm": "a"})
     assert len(load_tokenizer(str(tmp_path / "saved"), needs_mask=False)) == len(given)

@@ -42,8 +42,9 @@ DRAWS = "draw random numbers from draws, and keep no state between calls"
 PIECES_LOOKED_AT = 8
 TOKENS_LOOKED_AT = 48
 """How much of a batch is looked at: the beginnings of its first pieces."""
-LEAST_TOKENS = 32
-"""The number of tokens that may be masked from which on these rows tell something."""
+LEAST_TOKENS, LEAST_PIECES = 32, 2
+"""From which number of tokens that may be masked, and of different pieces, on these rows tell
+something. One piece says nothing of others beside it."""
 
 _known = set[tuple[type, str]]()
 """The policies and corruptions that this process has checked."""
@@ -53,14 +54,15 @@ def at_first_use(masker: Masker, line: Line) -> bool:
     """Check the policy and the corruption of a masker, if they are of another package.
 
     Each is checked once in a process. That its code keeps the contract is kept on this machine
-    (``devices.remembered``), so that other processes need not check it again.
+    (``devices.remembered``), so that other processes need not check it again, if a change of its
+    code can be seen (``_is_kept``).
 
     Args:
         masker: the masker.
         line: rows that it masks.
 
     Returns:
-        Whether both are checked. If not, there are too few tokens: wait for other rows.
+        Whether both are checked. If not, there are too few tokens or pieces: wait for other rows.
 
     Raises:
         PlugInError: the contract is broken.
@@ -72,33 +74,65 @@ def at_first_use(masker: Masker, line: Line) -> bool:
     if line.eligible_P[:PIECES_LOOKED_AT].clip(max=TOKENS_LOOKED_AT).sum() < LEAST_TOKENS:
         return False
     rows = _rows(line)
+    if len({tuple(row["input_ids"]) for row in rows.values()}) < LEAST_PIECES:
+        return False
     for made in members:
         if isinstance(made, Policy):
             check = partial(hold_policy, made, masker.vocabulary, rows)
         else:
             check = partial(hold_corruption, made, masker.vocabulary, rows)
-        if _has_source(type(made)):
-            remembered("contract", [__version__, str(made), hash_of_code(type(made))], check)
+        if _is_kept(made):
+            code = [hash_of_code(type(part)) for part in _parts(made)]
+            remembered("contract", [__version__, str(made), *code], check)
         else:
             check()
-        _known.add((type(made), str(made)))
+        if is_dataclass(made):  # others may look alike with other arguments
+            _known.add((type(made), str(made)))
     return True
 
 
 def _foreign_parts(member: Policy | Corruption) -> Iterator[Policy | Corruption]:
-    """Yield the member, or those of its parts, that other packages define."""
+    """Yield the member, or the outermost of its parts that other packages define."""
     if is_foreign(member):
         yield member
-    elif is_dataclass(member):
+    else:
+        for part in _inner(member):
+            yield from _foreign_parts(part)
+
+
+def _parts(member: Policy | Corruption) -> Iterator[Policy | Corruption]:
+    """Yield the member and all policies and corruptions that are parts of it."""
+    yield member
+    for part in _inner(member):
+        yield from _parts(part)
+
+
+def _inner(member: Policy | Corruption) -> Iterator[Policy | Corruption]:
+    """Yield the policies and corruptions among the arguments of a member."""
+    if is_dataclass(member):
         for each in fields(member):
             value = getattr(member, each.name)
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, Policy | Corruption):
-                    yield from _foreign_parts(part)
+                    yield part
+
+
+def _is_kept(made: Policy | Corruption) -> bool:
+    """Whether all changes of the code and of the arguments can be seen.
+
+    They cannot if a class is no dataclass, if a program or a notebook defines it, whose other
+    functions it may call, or if it is made by a function, on whose arguments it may depend.
+    """
+    return all(
+        is_dataclass(part)
+        and type(part).__module__ != "__main__"
+        and "<locals>" not in type(part).__qualname__
+        and _has_source(type(part))
+        for part in _parts(made)
+    )
 
 
 def _has_source(kind: type) -> bool:
-    """Whether a change of the code can be seen. It cannot if a class was typed at a prompt."""
     try:
         return bool(inspect.getsource(kind))
     except (OSError, TypeError):

@@ -306,6 +306,13 @@ def check(
         MaskwiseError: input that ``run_study`` or ``run_pretrain`` rejects; or no arm can be
             trained. If only some cannot, each is a doubt.
     """
+    if rehearse and not timing:
+        # In Python, the arguments have the names of the options.
+        raise MaskwiseError(
+            "a rehearsal of every stage times them",
+            got="--rehearse and --no-timing",
+            do="leave out one of them (in Python: rehearse=True, timing=False)",
+        )
     recipe = subject if isinstance(subject, Recipe) else _read(subject, overrides, tasks)
     alone = not recipe.study.arms
     study = recipe

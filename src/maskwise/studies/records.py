@@ -23,7 +23,6 @@ from maskwise.base.specs import different_settings, find, leaves
 from maskwise.evaluation.settings import as_measures
 from maskwise.masking.policies import UnitKind
 from maskwise.recipe import Recipe, read_recipe
-from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.described import declared
 from maskwise.recipe.layers import placed
 from maskwise.recipe.yamls import Plain
@@ -584,20 +583,28 @@ def _recipe_in(study: Study | Plain) -> Plain:
     return recorded(json.loads(without_places(json.dumps(study.get("recipe") or {}))))
 
 
+FORMER_RULES = (
+    *("companions", "helps", "looks", "match", "min_helped", "noise", "share"),
+    *("stop_hopeless", "transfer"),
+)
+"""Keys of ``study`` in earlier records: rules by which runs are no longer judged."""
+FORMER_SECTIONS = ("intermediate", "objectives")
+
+
 def recorded(recipe: Plain) -> Plain:
     """Return the recipe of a recorded study, as recipes are written now.
 
-    Rules of earlier versions, by which its runs are no longer judged, are left out, and so are
-    sections of earlier versions that are empty.
+    Rules by which its runs are no longer judged are left out, and so are former sections that are
+    empty.
     """
-    recipe = {key: value for key, value in recipe.items() if value or key in Recipe.model_fields}
+    recipe = {key: value for key, value in recipe.items() if value or key not in FORMER_SECTIONS}
     evaluation, study = recipe.get("evaluation"), recipe.get("study")
     if recipe.get("model"):
         recipe = recipe | {"model": as_changes(recipe["model"])}
     if evaluation:
         recipe = recipe | {"evaluation": as_measures(evaluation)}
     if study:
-        known = {key: value for key, value in study.items() if key in StudySettings.model_fields}
+        known = {key: value for key, value in study.items() if key not in FORMER_RULES}
         known["arms"] = {arm: _arm_of_now(given) for arm, given in known.get("arms", {}).items()}
         recipe = recipe | {"study": known}
     return recipe

@@ -1,8 +1,9 @@
 """What is set where a user has no reason of their own, and what is known about each choice.
 
-``maskwise new`` and ``maskwise adapt`` take their values from here, and docs/settings.md is printed
-from ``CHOICES`` (scripts/reference.py), with the numbers of the records that they name. A value
-changes only where a study decided against it, by more than the margin, on two texts or models.
+``maskwise new`` and ``maskwise adapt`` read the rates, the arms and the steps from here.
+docs/settings.md is printed from ``CHOICES`` (scripts/reference.py): advice, with the numbers of the
+records that it names. A value changes only where a study decided against it, by more than the
+margin, on two texts or models.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ARMS: dict[str, Plain] = {
 SPANS: Plain = {"masking.policy": "span", "masking.ratio": 0.30}
 """The arm ``words-30`` in text without spaces, where there are no whole words."""
 
-BEST = "words-30"
+USUAL_ARM = "words-30"
 """The arm that ``adapt`` compares with the unchanged model."""
 STEPS = 600
 """Default number of further training steps, and default maximum of the steps of a new head."""
@@ -139,7 +140,8 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
             "Is further training on my text worth it?",
             "`maskwise adapt`, which measures it on your task",
             "Three of nine such studies were decided, one for it and two against, each at one rate "
-            "that was not tuned; counted together, none is at the 5 % level.",
+            "that was not tuned. If seeds and test items vary together, the gain alone is clear; "
+            "counted together, none is at the 5 % level.",
             (
                 Evidence(
                     "new-words",
@@ -165,8 +167,8 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
         Usual(
             "Which masks?",
             "`--arms words-30`: whole words, 30 %",
-            "No record compares two kinds of masks in further training by a test. Both as arms of "
-            "a study, judged by your task, would tell.",
+            "For encoders, no record compares two kinds of masks in further training by a test. "
+            "Both as arms of a study, judged by your task, would tell.",
         ),
         Usual(
             "How long?",
@@ -235,7 +237,8 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
         Usual(
             "The task asks for names and dates",
             "`masking.policy: salient`",
-            "The same questions. In accuracy, models of this size answer less than 1 %.",
+            "The same questions, further training of the bundled seq2seq model. In accuracy, "
+            "models of this size answer less than 1 %.",
             (
                 Evidence(
                     "corpus-and-policy",
@@ -248,7 +251,8 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
         Usual(
             "The task asks for other facts",
             "a policy that `maskwise learn` learns from the task",
-            "The text contains the facts that are asked. Salient spans leave common nouns out.",
+            "The text contains the facts that are asked. Salient spans leave common nouns out, and "
+            "the lead over random tokens was not tested.",
             (
                 Evidence(
                     "trex-nouns",
@@ -275,6 +279,13 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
                 ),
                 Evidence(
                     SAMPLERS, "mometas", "uniform", "the published sampler against equal shares"
+                ),
+                Evidence(
+                    "best-shares",
+                    "best-shares",
+                    "uniform",
+                    "the best of six fixed shares against equal ones (the test weights tasks with "
+                    "little noise more)",
                 ),
             ),
         ),

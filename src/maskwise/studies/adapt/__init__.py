@@ -7,7 +7,7 @@ find the text that belongs to a title. If the model has no head that fills masks
 first on the frozen encoder, once for all runs.
 
     the unchanged model     the model without further training
-    words-30                mask 30 % of the tokens in whole words; best in benchmarks/results
+    words-30                mask 30 % of the tokens in whole words
     token-15, -30, -40      mask 15 % (the usual ratio), 30 or 40 % of the tokens
     tsdae                   train a decoder to restore the text from a sentence vector
     learned                 mask by a learned policy, whose folder the user gives

@@ -30,7 +30,7 @@ from maskwise.recipe.layers import (
     with_overrides,
 )
 from maskwise.recipe.yamls import Plain
-from maskwise.studies.adapt.request import BEST, GENERAL_MASKS, PAIRS, PASSAGES, STEPS, Request
+from maskwise.studies.adapt.request import GENERAL_MASKS, PAIRS, PASSAGES, STEPS, USUAL_ARM, Request
 from maskwise.studies.adapt.title_pairs import write_pairs
 from maskwise.studies.checks import check_names, cut_share, row_sizes
 from maskwise.studies.from_files import (
@@ -438,7 +438,7 @@ def _draft(request: Request, found: TextsRead, overrides: Sequence[str]) -> Draf
         changes["study"]["contrasts"].append([request.extended, first])
         changes["study"]["gate"] = None
     shipped = layer_of_file(recipe_path("adapt"))
-    del shipped[f"study.arms.{BEST}"]
+    del shipped[f"study.arms.{USUAL_ARM}"]
     changes["study"]["arms"] = arms
     settings = {name: each for name, each in (shipped | layer(changes)).items() if each is not None}
     written = with_overrides(settings, overrides)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maskwise.base.errors import MaskwiseError, option, shell_words
-from maskwise.studies.usual import BEST, STEPS
+from maskwise.studies.usual import STEPS, USUAL_ARM
 from maskwise.verdict import statistics
 from maskwise.verdict.statistics import ALPHA
 
@@ -117,7 +117,7 @@ class Request:
     texts: str
     out: Path
     tasks: tuple[str, ...] = ()
-    arms: tuple[str, ...] = (BEST,)
+    arms: tuple[str, ...] = (USUAL_ARM,)
     policy: str | None = None
     new_words: int | None = None
     control: str | None = None
