@@ -148,8 +148,9 @@ that exists, where you say nothing else; `maskwise new` writes a recipe that com
 or 40 % on your text. All of this was measured with small models, so each line says how far it goes.
 To know it for your text, compare two arms: [Studies](studies.md).
 
-A figure is the lead of what is named first, with its 95 % interval over pairs of runs and its
-[verdict](evidence.md). *Not known* means that no recorded study compared it by a test."""
+A figure is the lead of what is named first (a higher score, or a lower loss), with its 95 %
+interval over pairs of runs and its [verdict](evidence.md). *Not known* means that no recorded
+study compared it by a test."""
 
 
 def settings_page() -> str:

@@ -79,7 +79,9 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
             "equal steps, 30 % has twice the targets of 15 %, and 15 % was hardly below word "
             "frequencies. Longer training and larger models were not compared.",
             (
-                Evidence("demo", "30 %", "15 %", "30 % against 15 %, by held-out loss"),
+                Evidence(
+                    "demo", "30 %", "15 %", "30 % against 15 %, both judged by the loss at 15 %"
+                ),
                 Evidence(
                     "ratios-2026-11-20",
                     "constant-45",
@@ -99,6 +101,12 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
                     "cosine-decay",
                     "constant-30",
                     "a cosine from 32 to 2 % against 30 %, by two tagging tasks",
+                ),
+                Evidence(
+                    "published-decay-medium",
+                    "cosine-decay",
+                    "constant-15",
+                    "the same against 15 %, which hardly learns in so few steps",
                 ),
                 Evidence(
                     "decay-replication",
@@ -172,9 +180,9 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
         ),
         Usual(
             "How long?",
-            f"`--steps {STEPS}`; on little text, `--lengths`",
-            "The bundled encoder, 20 to 160 steps. At that rate the chosen length, too, is behind "
-            "the unchanged model.",
+            f"`--steps {STEPS}`, today's value; on little text, let `--lengths` choose",
+            "Nothing speaks for 600. The bundled encoder, 20 to 160 steps, at one rate: the chosen "
+            "length, the shortest, is still behind the unchanged model.",
             (
                 Evidence(
                     "how-long",
@@ -292,8 +300,8 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
         Usual(
             "Masked diffusion: which rates?",
             "rates from 0 to 1, as published",
-            "A small new model on Wikipedia after 1,200 steps, at one learning rate. The default "
-            "would change after a second text.",
+            "A small new model on Wikipedia after 1,200 steps, at one learning rate. A fixed rate "
+            "is better here; the default would change after a second text.",
             (
                 Evidence(
                     "diffusion-2026-11-21",
