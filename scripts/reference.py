@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import typer
@@ -21,6 +22,7 @@ from maskwise.cli import app
 from maskwise.cli.views import describe_table, internal_of, names_in
 from maskwise.recipe.described import recipe_keys
 from maskwise.results.estimates import shown
+from maskwise.results.files import Contrast
 from maskwise.studies.result import StudyResult
 from maskwise.studies.usual import CHOICES, Evidence
 
@@ -165,12 +167,17 @@ def settings_page() -> str:
     return "\n".join(lines)
 
 
+@cache
+def _primary(record: str) -> list[Contrast]:
+    """Return the primary contrasts of a record, which takes most of the time of the page."""
+    contrasts = StudyResult.read(RESULTS / record).contrasts
+    return [row for row in contrasts if row["primary"]]
+
+
 def _found(found: Evidence) -> str:
     """Return what was compared, the lead, its interval, its verdict and a link to the record."""
-    result = StudyResult.read(RESULTS / found.record)
     pair = (found.arm, found.baseline)
-    rows = [row for row in result.contrasts if (row["arm"], row["baseline"]) == pair]
-    [row] = [row for row in rows if row["primary"]]
+    [row] = [row for row in _primary(found.record) if (row["arm"], row["baseline"]) == pair]
     lead = shown(row)
     figure = f"{lead.figure()} {'points' if lead.unit.endswith('points') else lead.unit}"
     worse = ": worse" if row["better"] == "baseline" else ""
