@@ -945,8 +945,9 @@ def test_ray_gives_the_same_bytes(tmp_path, monkeypatch):
 def test_ten_megabytes_in_one_document(tmp_path):
     (tmp_path / "corpus.jsonl").write_text(json.dumps("A long text, with no end. " * 400_000))
     code = (
-        "import resource, sys; from maskwise.annotate.run import annotate_corpus;"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024;"
+        "import torch; from maskwise.annotate.run import annotate_corpus;"
+        "from maskwise.base.devices import peak_memory;"
+        "peak = lambda: peak_memory(torch.device('cpu')) >> 20;"
         "before = peak(); annotate_corpus('corpus.jsonl', ['words', 'sentences'], 'out');"
         "print(peak() - before)"
     )

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -340,6 +342,16 @@ def test_the_peak_of_memory_begins_anew():
     del much
     begin_peak_memory(cpu)
     assert peak_memory(cpu) < before - 2**27
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the program reads the file of Linux")
+def test_the_peak_of_memory_is_of_this_process_alone():
+    """The peak of the program that started a stage was counted as the stage's."""
+    much = np.ones(2**29, np.uint8)
+    code = "import torch; from maskwise.base.devices import peak_memory;"
+    code += "print(peak_memory(torch.device('cpu')))"
+    peak = int(subprocess.check_output([sys.executable, "-c", code]))
+    assert 2**26 < peak < len(much)
 
 
 def test_what_changes_no_time_is_a_setting():
