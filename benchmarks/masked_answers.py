@@ -21,7 +21,8 @@ from command import run
 from transformers import PreTrainedTokenizerBase
 
 from maskwise.base.folders import read_json
-from maskwise.evaluation.measures.overlap import in_a_row, occurring
+from maskwise.evaluation.measures.overlap import occurring
+from maskwise.evaluation.measures.runs import runs_in
 from maskwise.masking import Masker
 from maskwise.recipe import read_recipe
 from maskwise.studies.design import Design
@@ -70,7 +71,7 @@ def masked_answers(
         # The number of masked tokens in an answer is a difference of cumulative numbers.
         selected = batch.selected.numpy().ravel()
         masked_T = np.concatenate(([0], np.cumsum(selected)))
-        for length, hashes in in_a_row(ids, by_length):
+        for length, hashes, _ in runs_in(ids, [len(ids)], by_length):
             at = np.flatnonzero(np.isin(hashes, by_length[length]))
             at = at[edge_T[at] & edge_T[at + length]]
             masked = masked_T[at + length] - masked_T[at]
@@ -88,7 +89,7 @@ def hashes_of(
         texts = [right, f" {right}"]
         for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
             if len(ids) <= MOST_TOKENS:
-                for length, hashes in in_a_row(np.array(ids), [len(ids)]):
+                for length, hashes, _ in runs_in(np.array(ids), [len(ids)], [len(ids)]):
                     by_length.setdefault(length, []).extend(hashes)
     return by_length
 

@@ -748,6 +748,13 @@ def test_overlap_by_hand() -> None:
         overlap_record(["a"], SimpleNamespace(name="t", texts=list), corpus="c")
 
 
+def test_an_overlap_is_found_within_a_clause_without_spaces() -> None:
+    sentence = "北京大学的学生在图书馆学习数学"
+    documents = [f"昨天下午{sentence}和物理。", "昨天下午没有人。"]
+    other = "上海大学的老师在图书馆讲授物理课"
+    assert places(documents, [(f"是否{sentence}？",), (other,)]) == [0]
+
+
 def test_overlap_agrees_with_sets_of_tuples(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(1)
     for n in (4, 6, 13):

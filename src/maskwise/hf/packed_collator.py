@@ -125,19 +125,15 @@ class PackedCollator:
                 got="rows with position_ids",
                 do="remove the column, or use MaskingCollator",
             )
-        segment_BL = batch.segment_ids
-        height, width = segment_BL.shape
-        # Rows have at most ``width`` documents, so no two documents of the batch share a number.
-        first_B = torch.arange(height) * width
-        document_BL = segment_BL + first_B[:, None]
+        document_BL = torch.from_numpy(batch.piece_ids)
         # Indexing with ``present_BL`` concatenates the rows without their padding.
-        present_BL = segment_BL >= 0
+        present_BL = document_BL >= 0
         columns = {"input_ids": batch.input_ids, "labels": batch.labels, **batch.extras}
         document_T = document_BL[present_BL]
         added = -len(document_T) % (self.collator.pad_to_multiple_of or 1)
         if added:
             # No document of the batch has this number.
-            document_T = pad(document_T, (0, added), value=height * width)
+            document_T = pad(document_T, (0, added), value=batch.line.pieces)
         padding = {"input_ids": self.collator.masker.vocabulary.pad, "labels": IGNORE}
         line: dict[str, Any] = {}
         for name, column in columns.items():

@@ -135,17 +135,10 @@ class MaskedBatch:
     @cached_property
     def lengths(self) -> Lengths:
         """The lengths of the texts that a model reads and writes."""
-        line = self.line
-        if self.piece_BL is not None:
-            read = self._lengths(self.piece_BL)
-        elif line.apart:
-            read = line.count(line.present)
-        else:
-            read = line.present.reshape(line.shape).sum(1)
         written = np.zeros(0, np.int64)
         if self.written_BL is not None:
             written = self._lengths(self.written_BL)
-        return Lengths(read, written)
+        return Lengths(self._lengths(self.piece_ids), written)
 
     def _lengths(self, piece_BL: Array) -> Array:
         """Return the number of tokens of each text, from the index of each token's piece."""
@@ -164,16 +157,20 @@ class MaskedBatch:
         return torch.from_numpy(self.choice.tokens.reshape(shape))
 
     @cached_property
+    def piece_ids(self) -> Array:
+        """(B, L') int64: the number of each token's piece in the batch, and −1 for padding."""
+        if self.piece_BL is not None:
+            return self.piece_BL
+        line = self.line
+        return np.where(line.present, line.piece, -1).reshape(line.shape)
+
+    @cached_property
     def segment_ids(self) -> Tensor:
         """(B, L') int64, on the host: the number of each token's piece in its row.
 
         The first piece of a row has the number 0. Padding has −1.
         """
-        if self.piece_BL is not None:
-            return self._in_rows(self.piece_BL)
-        line = self.line
-        piece = np.where(line.present, line.piece, -1)
-        return self._in_rows(piece.reshape(line.shape))
+        return self._in_rows(self.piece_ids)
 
     def _in_rows(self, piece_BL: Array) -> Tensor:
         """Return (B, W) numbers of pieces that begin at 0 in every row, from indices of pieces."""
@@ -259,9 +256,8 @@ class MaskedBatch:
         """
         import torch
 
-        segment_BL = self.segment_ids.numpy()
-        height, width = segment_BL.shape
-        present = segment_BL >= 0
+        height, width = self.piece_ids.shape
+        present = self.piece_ids >= 0
         lengths_B = present.sum(1)
         room = int(lengths_B.max(initial=0))
         row_B = best_fit(lengths_B, room)
@@ -276,9 +272,8 @@ class MaskedBatch:
         source[inside] = read
         place = np.zeros(height * width, np.int64)
         place[read] = np.flatnonzero(inside)
-        # Rows have at most ``width`` documents, so no two documents of this batch share a number.
-        # Those of a new row are numbered from 0, as in any packed row.
-        number_RL = (segment_BL + np.arange(height)[:, None] * width).ravel()[source]
+        # The documents of a new row are numbered from 0, as in any packed row.
+        number_RL = self.piece_ids.ravel()[source]
         opens = np.zeros(inside.shape, np.int64)
         opens[:, 1:] = number_RL[:, 1:] != number_RL[:, :-1]
         documents = torch.from_numpy(np.where(inside, opens.cumsum(1), -1))

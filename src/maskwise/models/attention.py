@@ -321,24 +321,22 @@ def _product(
     keys = key.flatten(0, 1)
     values = value.flatten(0, 1)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    scores = torch.bmm(queries * scale, keys.mT)
+    scores = torch.bmm(queries * scale, keys.mT).view(*query.shape[:3], -1)
     cap = options.get("softcap")
     if cap:
         scores = torch.tanh(scores / cap) * cap
     if mask is not None:
         # The shares of hidden tokens are 0, so the softmax passes no gradient on to them. (They are
-        # not 0 for a token that sees nothing, but nobody reads its output.) So the graph need not
-        # know of this fill. The scores must be no view: autograd would copy the gradient of a view
-        # that was written to.
+        # not 0 for a token that sees nothing, but nobody reads its output.) Recorded in the graph,
+        # this fill of a view would copy all scores five times in the backward pass.
         with torch.no_grad():
             # The minimum is finite, because with −inf, a token that attends to no token would be
             # NaN.
-            of_heads = scores.view(*query.shape[:3], -1)
-            of_heads.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+            scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
     shares = scores.softmax(-1)
     if options.get("dropout"):
         shares = with_dropout(shares, options["dropout"])
-    mixed = torch.bmm(shares.to(values.dtype), values)
+    mixed = torch.bmm(shares.flatten(0, 1).to(values.dtype), values)
     return mixed.view(query.shape).transpose(1, 2)
 
 

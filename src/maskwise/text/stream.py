@@ -141,8 +141,6 @@ MOST_CHARACTERS = 1 << 26
 """Maximum number of characters read before training, divided equally among the sources."""
 COUNTED_CHARACTERS = 1 << 22
 """Number of training characters from which token frequencies are estimated."""
-HELD_OUT_CHARACTERS = COUNTED_CHARACTERS // 4
-"""Number of held-out characters to evaluate on. Further held-out text of a stream is not used."""
 
 
 def read_beginning(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.annotate.counts import hashes_of, lower_case
-from maskwise.evaluation.measures.overlap import HashFilter, in_a_row
+from maskwise.evaluation.measures.runs import HashFilter, runs_or_whole
 from maskwise.text.documents import Document, batches, first_characters
 from maskwise.text.words import codes_of
 
@@ -113,26 +113,19 @@ def _found(
 def shingles_of(texts: Iterable[str]) -> Iterator[Shingles]:
     """Yield the hashes of all runs of `SHINGLE` words of each text, in text order.
 
-    A shorter text is one run. The case of letters and white space make no difference.
+    A shorter text is one run. The case of letters, punctuation and white space make no difference.
     """
     for batch in batches(texts, BATCH_CHARACTERS):
-        words, ends = hashes_of(batch)
-        # The runs of all texts are hashed at once. Those that cross from one text to the next are
-        # left out.
-        joined = _runs(words)
-        for text, begin, end in zip(batch, [0, *ends], ends):
-            if len(text) > LONGEST_WORD * (end - begin):
-                yield _runs(codes_of(lower_case(text)))
-            elif end - begin < SHINGLE:
-                yield _runs(words[begin:end])
-            else:
-                yield joined[begin : end - SHINGLE + 1]
-
-
-def _runs(units: NDArray[np.generic]) -> Shingles:
-    """Return the hashes of all runs of `SHINGLE` units. Fewer units are one run."""
-    lengths = [min(SHINGLE, len(units))]
-    return next((runs for _, runs in in_a_row(units, lengths)), np.zeros(0, dtype=np.uint64))
+        words = hashes_of(batch)
+        of_texts = np.split(words.key, words.sizes.cumsum()[:-1])
+        for number, text in enumerate(batch):
+            if len(text) > LONGEST_WORD * len(of_texts[number]):
+                of_texts[number] = codes_of(lower_case(text)).astype(np.uint64)
+        sizes = np.array(list(map(len, of_texts)))
+        hashes, lengths = runs_or_whole(np.concatenate(of_texts), sizes, SHINGLE)
+        ends = sizes.cumsum()
+        for begin, end in zip(ends - sizes, ends):
+            yield hashes[begin:end][lengths[begin:end] > 0]
 
 
 def similarity(some: Shingles, others: Shingles) -> float:

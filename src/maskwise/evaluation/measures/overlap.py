@@ -1,31 +1,31 @@
 """Count test items that occur in a corpus.
 
-Texts are compared as sequences of lower-case words of letters and digits. Case, punctuation and
-line breaks therefore do not matter. An item overlaps with a document if the document contains 13
-consecutive words of the item (as for GPT-3; Brown et al. 2020, appendix C). An item with fewer than
-13 words overlaps if the document contains all its words in sequence. Items with fewer than
-``LEAST`` words ("set an alarm") are counted separately, because they occur almost everywhere.
+Texts are compared by their words (runs.py): case, punctuation and line breaks do not matter. An
+item overlaps with a document if the document contains 13 consecutive words of the item (as for
+GPT-3; Brown et al. 2020, appendix C). An item with fewer than 13 words overlaps if the document
+contains all its words in sequence. Items with fewer than ``LEAST`` words ("set an alarm") are
+counted separately, because they occur almost everywhere.
 
 Formulas of a field, such as those of laws or of documentation, have 13 words, too. So an item is
-*covered* only if such runs have half of its words, or more.
+*covered* only if such runs have half of its words, or more. In scripts without spaces, 13 words are
+less than elsewhere, because each ideograph and each letter of Thai is one.
 
-N-grams are compared as 64-bit hashes, which takes about 1 s per million words. With a billion words
-and a thousand items, the probability of a false match is about 10⁻⁷. Some test sets split words
-("do n't"). If a corpus has the same text with whole words, the overlap may be missed.
+The search takes about 1 s per million words. Some test sets split words ("do n't"). If a corpus has
+the same text with whole words, the overlap may be missed.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.annotate.counts import rehashed
+from maskwise.annotate.counts import hashes_of
 from maskwise.base.errors import MaskwiseError, shortened
+from maskwise.evaluation.measures.runs import HashFilter, runs_in, runs_or_whole
 from maskwise.masking.segments import changes
 from maskwise.text import Document
 from maskwise.text.documents import batches
@@ -39,12 +39,7 @@ COVERED = 0.5
 LONGEST_RUN = 200
 # The maximum number of overlapping items that a record shows as examples.
 EXAMPLES = 5
-_WORD = re.compile(r"[^\W_]+")
 BATCH_CHARACTERS = 1 << 20
-# The base of a polynomial hash: 2⁶⁴ / φ, an odd number whose bits have no pattern.
-_BASE = np.uint64(0x9E3779B97F4A7C15)
-
-Hashes = NDArray[np.uint64]
 
 
 class HasTexts(Protocol):
@@ -111,8 +106,9 @@ def overlap_record(
         examples.append(" / ".join(items[place]))
     run = ""
     if size:
-        words = [*_WORD.finditer([*chain.from_iterable(items)][text])][first : first + size]
-        run = shortened(words[0].string[words[0].start() : words[-1].end()], LONGEST_RUN)
+        whole = [*chain.from_iterable(items)][text]
+        words = hashes_of([whole])
+        run = shortened(whole[words.start[first] : words.end[first + size - 1]], LONGEST_RUN)
     return {
         "kind": "overlap",
         "task": task.name,
@@ -171,30 +167,30 @@ class Finder:
     """
 
     def __init__(self, items: Sequence[Sequence[str]], *, least: int):
-        texts_per_item = list(map(len, items))
-        owner_T = np.repeat(np.arange(len(items)), texts_per_item)
-        words, size_T = _words(chain.from_iterable(items))
+        owner_T = np.repeat(np.arange(len(items)), list(map(len, items)))
+        words = hashes_of([*chain.from_iterable(items)])
         self.longest = np.zeros(len(items), dtype=np.int64)
-        np.maximum.at(self.longest, owner_T, size_T)
+        np.maximum.at(self.longest, owner_T, words.sizes)
         self.hits = np.zeros(len(items), dtype=bool)
-        needed_T = np.minimum(size_T, N)
-        self._lengths = np.unique(needed_T[needed_T >= least]).tolist()
-        self._text_W = np.repeat(np.arange(len(size_T)), size_T)
+        self._text_W = np.repeat(np.arange(len(owner_T)), words.sizes)
         self._owner_W = owner_T[self._text_W]
-        self._compared_W = needed_T[self._text_W] >= least
+        self._compared_W = words.sizes[self._text_W] >= least
         # One more than there are words, because runs end before a word.
-        self._starts_W = np.zeros(len(words) + 1, dtype=np.int64)
+        self._starts_W = np.zeros(len(words.key) + 1, dtype=np.int64)
+        self._runs_W, length_W = runs_or_whole(words.key, words.sizes, N)
+        # For each length of runs, their first words, and what rejects other runs.
         self._wanted = {}
-        for length, grams, place in _grams(words, size_T, self._lengths):
-            of_length = needed_T[self._text_W[place]] == length
-            self._wanted[length] = _Wanted(grams[of_length], place[of_length])
+        for length in np.unique(length_W[length_W >= least]).tolist():
+            place = np.flatnonzero(length_W == length)
+            self._wanted[length] = (place, HashFilter(self._runs_W[place]))
 
     def found_in(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Return for each item whether it occurs in one of these texts."""
         hits = np.zeros(len(self.longest), dtype=bool)
-        words, sizes = _words(texts)
-        for length, grams, _ in _grams(words, sizes, self._lengths):
-            place = self._wanted[length].places_of(grams)
+        words = hashes_of(texts)
+        for length, runs, _ in runs_in(words.key, words.sizes, self._wanted):
+            place, wanted = self._wanted[length]
+            place = place[np.isin(self._runs_W[place], runs[wanted.likely(runs)])]
             hits[self._owner_W[place]] = True
             self._starts_W[place] = length
         self.hits |= hits
@@ -226,70 +222,3 @@ class Finder:
         first = int(part_W.searchsorted(longest))
         text = int(self._text_W[first])
         return share, text, first - int(self._text_W.searchsorted(text)), int(sizes[longest])
-
-
-def _words(texts: Iterable[str]) -> tuple[Hashes, NDArray[np.int64]]:
-    """Return the hashes of all words (W,), and the number of words in each text (T,)."""
-    by_text = [_WORD.findall(text.lower()) for text in texts]
-    sizes = np.array(list(map(len, by_text)), dtype=np.int64)
-    # Python's string hashes differ between processes, but they are compared only within a process.
-    hashes = map(hash, chain.from_iterable(by_text))
-    return np.fromiter(hashes, dtype=np.int64).view(np.uint64), sizes
-
-
-def _grams(
-    words: Hashes, sizes: NDArray[np.int64], lengths: Collection[int]
-) -> Iterator[tuple[int, Hashes, NDArray[np.int64]]]:
-    """Yield each length, the hashes of its n-grams, and the place (first word) of each n-gram."""
-    text = np.repeat(np.arange(len(sizes)), sizes)
-    for length, grams in in_a_row(words, lengths):
-        first_text = text[: len(grams)]
-        last_text = text[length - 1 :]
-        # An n-gram must not extend beyond the end of its text.
-        whole = first_text == last_text
-        yield length, grams[whole], np.flatnonzero(whole)
-
-
-def in_a_row(values: NDArray[np.generic], lengths: Collection[int]) -> Iterator[tuple[int, Hashes]]:
-    """Yield each length, and the hashes (T − length + 1,) of all n-grams of this length.
-
-    The lengths are yielded in ascending order. The n-grams may cross from one text to the next.
-    """
-    terms = rehashed(values.astype(np.uint64))
-    total = np.zeros_like(terms)
-    longest = max(lengths, default=0)
-    # A polynomial modulo 2⁶⁴: the hash for length n + 1 extends the hash for length n.
-    for length in range(1, min(longest, len(terms)) + 1):
-        total = total[: len(terms) - length + 1] * _BASE + terms[length - 1 :]
-        if length in lengths:
-            yield length, total
-
-
-class HashFilter:
-    """A Bloom filter with one hash function: rejects nearly all hashes that are not wanted.
-
-    ``bits[b]`` is true if the upper 22 bits of any wanted hash are b. Without a look at this table,
-    nearly all n-grams of a corpus would be searched in vain.
-    """
-
-    def __init__(self, wanted: Hashes):
-        self.bits = np.zeros(1 << 22, dtype=bool)
-        self.bits[wanted >> np.uint64(42)] = True
-
-    def likely(self, hashes: Hashes) -> NDArray[np.bool_]:
-        """Return a flag for each hash: false if it is certainly not wanted."""
-        return self.bits[hashes >> np.uint64(42)]
-
-
-class _Wanted:
-    """N-grams to find, all of one length, and the first word of each (``place``)."""
-
-    def __init__(self, grams: Hashes, place: NDArray[np.int64]):
-        self.grams = grams
-        self.place = place
-        self.filter = HashFilter(grams)
-
-    def places_of(self, grams: Hashes) -> NDArray[np.int64]:
-        """Return the first words of those n-grams that are among these."""
-        likely = grams[self.filter.likely(grams)]
-        return self.place[np.isin(self.grams, likely)]
