@@ -265,12 +265,11 @@ def absolute(name: Start) -> str:
 
 
 def _missing(name: Start, got: str) -> MaskwiseError:
-    return MaskwiseError(
-        f"there is no model or tokenizer in {str(name)!r}",
-        got=got,
-        do="give a folder written by save_pretrained (maskwise learn writes OUT/policy), or an id "
-        "on the hub",
-    )
+    do = "give a folder written by save_pretrained (maskwise learn writes OUT/policy), or an id on "
+    do += "the hub"
+    if user_path(str(name)).is_file():
+        do += "; a file of texts comes after the model"
+    return MaskwiseError(f"there is no model or tokenizer in {str(name)!r}", got=got, do=do)
 
 
 def _packaged(name: str) -> Path:

@@ -156,8 +156,8 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
             "`maskwise adapt`, which measures it on your task",
             "Three of nine such studies were decided, one for it and two against, each at one rate "
             "that was not tuned. If seeds and test items vary together, the gain stands, the loss "
-            "on documentation just does, and the loss on novels does not; counted together, none is "
-            "at the 5 % level. On its 62 dev rows, the gain was .4 points. [All nine]"
+            "on documentation just does, and the loss on novels does not; counted together, none "
+            "is at the 5 % level. On its 62 dev rows, the gain was .4 points. [All nine]"
             "(adapt.md#3-the-answer).",
             (
                 Evidence(

@@ -177,8 +177,8 @@ def _encoded(
     if lost.any():
         _warn(
             f"{(lost > 0).sum():,} of {len(texts):,} texts were cut to {max_length:,} tokens, and "
-            f"{lost.sum() / sizes.sum():.0%} of all tokens are lost; pass split=True to get "
-            "rows for the whole texts",
+            f"{lost.sum() / sizes.sum():.0%} of all tokens are lost; pass split=True (through "
+            "map: fn_kwargs={'split': True}) to get rows for the whole texts",
             Truncated,
         )
     return made
@@ -398,7 +398,8 @@ def _warn_of_letters(tokens: Array, words: Array, unknown: int | None) -> None:
     if long > len(words) / 2:
         _warn(
             f"most tokens are in words of more than {LONGEST_USUAL_WORD} tokens, so the text "
-            "seems to have no words; use policy='token' or 'span(over=\"token\")'"
+            "seems to have no words, as proteins and DNA; policies token and span(over='token') "
+            "need none"
         )
 
 

@@ -93,10 +93,12 @@ PROBE_BYTES = 1 << 12
 _parse = json.JSONDecoder().decode
 
 
-def name_it() -> str:
-    """Say how the field of the texts is named."""
+def name_it(field: str | None = None) -> str:
+    """Say how the field of the texts is named: this one, or one of those that the message lists."""
     others = f"in annotate, evaluate and export: {option('text_field')}"
-    return f"set corpus.text_field to one of them ({others})"
+    return (
+        f"set corpus.text_field{' to one of them' if field is None else f'={field!r}'} ({others})"
+    )
 
 
 class RowReader(Protocol):
@@ -724,7 +726,7 @@ def _matches(source: str | Path, pattern: Path, fields: FieldNames) -> list[Path
     if not files:
         what = f"corpus {str(source)!r} does not exist, and no file matches it"
         do = "give a file, a folder, a pattern such as 'texts/*.jsonl', or hf:NAME"
-        raise MaskwiseError(what, do=do)
+        raise MaskwiseError(what, do=_column_apart(source) or do)
     endings = IDS if fields.rows else TEXTS
     read = [file for file in files if ending_of(file, endings)]
     if not read:
@@ -732,12 +734,20 @@ def _matches(source: str | Path, pattern: Path, fields: FieldNames) -> list[Path
     return read
 
 
+def _column_apart(source: str | Path) -> str | None:
+    """Say where the column of a text is named, if it was named with the file, as that of a task."""
+    named = re.fullmatch(r"(.+)\((?:.*\b)?text=(['\"]?)(.+?)\2[,)].*", str(source))
+    if named is None or not user_path(named[1]).exists():
+        return None
+    return f"give {named[1]!r}, and {name_it(named[3])}"
+
+
 def _path_shards(path: Path, fields: FieldNames) -> list[Shard]:
     if not path.exists():
         raise MaskwiseError(
             f"corpus {str(path)!r} does not exist",
             got=str(path.absolute()),
-            do="give a file, a folder, bundled:wikipedia or hf:NAME",
+            do=_column_apart(path) or "give a file, a folder, bundled:wikipedia or hf:NAME",
         )
     if is_saved(path):
         return [Shard(path.name, _rows_of(_saved(path), fields, str(path)), fields)]

@@ -97,7 +97,8 @@ TO_TABLE = Adding(
     "Add the scores of further seeds to the table",
     "Do not add runs to this table: testing again inflates the error rate. Give runs with new "
     "seeds as a new table",
-    "with a margin, the smallest difference that matters to you, compare says how many it needs",
+    "with --margin (in Python margin=), the smallest difference that matters to you, compare says "
+    "how many it needs",
 )
 
 
@@ -194,8 +195,8 @@ def _facts(verdict: Verdict, names: ShownNames, *, brief: bool) -> str:
         facts += _failures(verdict, ahead)
     if verdict.p_adjusted is not None:
         p = f"p = {verdict.p_adjusted:.2g}"
-        # Gates are tested separately, without Holm's correction.
-        if not brief and not verdict.gate:
+        # A gate, or a contrast alone, needs no correction.
+        if not brief and verdict.p_adjusted != verdict.p:
             p += " after Holm's correction"
         facts.append(p)
     if verdict.decision is not None:
