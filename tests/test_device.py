@@ -51,7 +51,8 @@ CASES = [
     (name, layout)
     for name in OBJECTIVES
     for layout in LAYOUTS
-    if layout == "document" or objective_class(name).layout == "any"
+    # A student needs a teacher in a folder (test_distil).
+    if name != "distil" and (layout == "document" or objective_class(name).layout == "any")
 ]
 WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 WIDTH["intermediate_size"] = 48

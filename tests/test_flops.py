@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from maskwise.text.documents import Document
 from maskwise.training.data import lengths_of
 from test_families import REFORMER
 from test_several import Documents
-from training_tools import ARCHITECTURES, LENGTH, config, funnel, model, tokenizer
+from training_tools import ARCHITECTURES, LENGTH, config, funnel, model, spec_of, tokenizer
 
 
 def test_the_cost_of_a_run_names_the_formulas_of_its_trainings() -> None:
@@ -39,6 +40,7 @@ def counted(one: Any, batch: Any, *, backward: bool = False) -> int:
     """The FLOPs that torch counts. It sees the products of ``eager`` attention one by one."""
     # Before 5.20, transformers does not set the attention of T5's encoder and decoder.
     parts = [one.model, *getattr(one, "generator", torch.nn.ModuleList()).modules()]
+    parts += getattr(one, "_teacher", ())
     if one.model.config.is_encoder_decoder:
         parts += [one.model.get_encoder(), one.model.get_decoder()]
     for part in parts:
@@ -242,11 +244,11 @@ ENCODERS = [name for name in OBJECTIVES if objective_class(name).kind == "encode
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_objective_costs_what_torch_counts(name: str) -> None:
+def test_every_objective_costs_what_torch_counts(name: str, tmp_path: Path) -> None:
     """A batch of one row has no padding. Special tokens are left out of the tokens, so they are
     added here."""
     torch.manual_seed(0)
-    one = objective(name, model("bert", hidden_dropout_prob=0.1))
+    one = objective(spec_of(name, tmp_path), model("bert", hidden_dropout_prob=0.1))
     make = objective_class(name).maker(tokenizer(), seed=3, length=LENGTH + 8)
     rows = 4 if name == "cse" else 1
     batch = make(Documents(16).line(torch.arange(rows)), step=1, total_steps=10)
@@ -258,6 +260,8 @@ def test_every_objective_costs_what_torch_counts(name: str) -> None:
     beside = special * body
     if name == "rtd":
         beside += special * encoder_weights(one.generator)
+    if name == "distil":
+        beside += special * encoder_weights(one.teacher)
     if name == "cse":
         # The similarity of each row to each other.
         beside += 4 * 4 * 16

@@ -25,7 +25,7 @@ from maskwise.masking import IGNORE, MaskedBatch
 from maskwise.models.families import ENCODERS
 from maskwise.objectives import OBJECTIVES, Loss, objective, objective_class
 from maskwise.objectives.discriminative import ReplacedTokenDetection
-from training_tools import Language, config, model
+from training_tools import Language, config, model, spec_of
 from training_tools import tokenizer as language_tokenizer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran"]
@@ -490,7 +490,8 @@ def test_every_objective_teaches_every_family(
         with pytest.raises(MaskwiseError, match="objective clm"):
             objective(name, family(architecture, pooler=pooler))
         return
-    arm = objective(name, family(architecture, pooler=pooler))
+    spec = spec_of(name, tmp_path / "teacher", architecture)
+    arm = objective(spec, family(architecture, pooler=pooler))
     given = Language(8).line(torch.arange(8))
     given["salient"] = torch.where(given["word_ids"] % 3 == 0, given["word_ids"], -1)
     kind = objective_class(name)

@@ -5,6 +5,7 @@ learnt.
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,6 +79,17 @@ def model(architecture: str, *, seed: int = 0, **fields: Any) -> Any:
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     return made
+
+
+def spec_of(name: str, folder: Path, architecture: str = "bert") -> str:
+    """An objective by its name, with what it needs: a deeper teacher in a folder, for distil."""
+    if name != "distil":
+        return name
+    deeper: dict[str, Any] = {"num_hidden_layers": 3}
+    if architecture == "modernbert":
+        deeper["layer_types"] = ["full_attention"] * 3
+    model(architecture, seed=1, **deeper).save_pretrained(folder)
+    return f"distil({str(folder)!r})"
 
 
 def funnel() -> Any:

@@ -19,6 +19,7 @@ from maskwise.base.folders import CARD, OutputFolder, copy_texts, credit, fill_f
 from maskwise.base.plugins import Table
 from maskwise.base.specs import build, find
 from maskwise.changes.base import Change, Changed, TrainingText
+from maskwise.changes.layers import KeptLayers
 from maskwise.changes.new_tokens import NewTokens
 from maskwise.changes.positions import Positions
 from maskwise.changes.rows import change_tokens
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 _BUILT_IN: dict[str, type[Change]] = {
+    "layers": KeptLayers,
     "new-tokens": NewTokens,
     "positions": Positions,
     "trim-tokens": TrimTokens,
@@ -215,6 +217,7 @@ __all__ = [
     "CHANGES",
     "Change",
     "Changed",
+    "KeptLayers",
     "NewTokens",
     "Positions",
     "TrimTokens",

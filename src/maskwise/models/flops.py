@@ -16,8 +16,8 @@ Each weight takes 2 FLOPs per token in the forward pass and 4 in the backward pa
 gradient of its input and 2 for the gradient of the weight. The factor 6 is smaller in three cases.
 It is 2 for a frozen encoder, which runs forward only. It is 4 for weights that are not updated but
 through which gradients pass: a vocabulary matrix tied to a frozen encoder, and the weights that
-LoRA leaves unchanged. It is 2 for probes: forward passes with which a sampler tests the objectives
-between which it chooses.
+LoRA leaves unchanged. It is 2 for the teacher of a student, and for probes: forward passes with
+which a sampler tests the objectives between which it chooses.
 
 ``scores`` are the FLOPs of attention in the forward pass. For each pair of tokens in which one
 attends to the other, a layer takes 2 · H for the score and 2 · H for the weighted sum, where H is
@@ -89,12 +89,14 @@ class Work(NamedTuple):
         tied: multiplications by the output matrix, if this matrix is also the embedding matrix of
             the encoder.
         scores: multiplications in the encoder's attention, which has no weights.
+        forward: multiplications of a model that is read without gradients, such as a teacher.
     """
 
     body: float = 0
     head: float = 0
     tied: float = 0
     scores: float = 0
+    forward: float = 0
 
     @property
     def all(self) -> float:
@@ -119,12 +121,13 @@ def trained(work: Work, *, frozen: bool = False, held: float = 0.0) -> int:
             them, as with LoRA.
     """
     if frozen:
-        return int(2 * (work.body + work.scores) + 6 * work.head + 4 * work.tied)
+        read = work.body + work.scores + work.forward
+        return int(2 * read + 6 * work.head + 4 * work.tied)
     # Frozen weights need no gradient, which saves 2 of 6 FLOPs per multiplication.
     spared = held * work.body
     if held:
         spared += work.tied
-    return int(6 * work.all - 2 * spared)
+    return int(6 * work.all - 4 * work.forward - 2 * spared)
 
 
 class Countable(Protocol):

@@ -35,6 +35,7 @@ OBJECTIVES: Table[type[Objective]] = Table(
         "diffusion": "maskwise.objectives.mlm:MaskedDiffusion",
         "tsdae": "maskwise.objectives.denoising:DenoisingAutoencoder",
         "denoise": "maskwise.objectives.denoising:Denoising",
+        "distil": "maskwise.objectives.distil:Distillation",
     },
 )
 """The objectives by their names in recipes."""
@@ -79,7 +80,7 @@ class ObjectiveSettings(Settings):
 
     objective: Weights[str]
     """The name of the objective, with or without arguments: mlm, emlm, atd, dtd,
-    cse(temperature=0.05), rtd, clm, diffusion, tsdae, denoise.
+    cse(temperature=0.05), rtd, clm, diffusion, tsdae, denoise, distil("bundled:encoder").
     """
     masking: Weights[dict[str, Any]] = {}
     """Masking settings of this objective. They replace the settings ``masking`` of the recipe."""
@@ -109,6 +110,12 @@ class ObjectiveSettings(Settings):
     def kind(self) -> type[Objective]:
         """The class of the objective."""
         return self._kind
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The models that exist and that arguments name, such as a teacher."""
+        given = bind("objective", self._call, partial(self._kind, None)).arguments
+        return tuple(given[name] for name in self._kind.starts if name in given)
 
     @property
     def own(self) -> MaskingSettings:
@@ -157,6 +164,7 @@ __getattr__ = on_first_use(
         "ContrastiveSentences": "discriminative",
         "DeletedTokenDetection": "discriminative",
         "ReplacedTokenDetection": "discriminative",
+        "Distillation": "distil",
         "EntityMaskedLanguageModelling": "mlm",
         "MaskedDiffusion": "mlm",
         "MaskedLanguageModelling": "mlm",

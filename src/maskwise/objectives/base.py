@@ -150,6 +150,10 @@ class Objective(nn.Module, ABC):
     layout: str = "any"
     """The layout that rows must have: "any", or "document" for rows with one text after [CLS]."""
 
+    starts: tuple[str, ...] = ()
+    """The arguments that name models that exist, with the tokens of the model that is trained. If
+    their files change, the stages of a study do not use what was made before."""
+
     foreign: ClassVar[bool] = False
     """Whether the class is of another package. Only then, its losses are checked."""
 

@@ -241,7 +241,7 @@ class Recipe(Settings):
             if link.kind != self.kind:
                 raise MaskwiseError(
                     f"all phases must train the model of the first phase, an {self.kind}",
-                    got=f"{', '.join(link._trained)}, which trains an {link.kind}",
+                    got=f"{', '.join(link.trained_by)}, which trains an {link.kind}",
                 )
             if self.has_new_positions and length > positions:
                 raise MaskwiseError(
@@ -343,7 +343,7 @@ class Recipe(Settings):
         return self._sampling
 
     @property
-    def _trained(self) -> dict[str, ObjectiveSettings]:
+    def trained_by(self) -> dict[str, ObjectiveSettings]:
         """The settings of each objective, keyed by its name in messages."""
         if not self.objectives:
             return {f"objective {self.objective}": self.only}
@@ -353,7 +353,7 @@ class Recipe(Settings):
     def masked(self) -> dict[str, tuple[type[Objective], MaskingSettings]]:
         """The class and the masking settings of each objective, keyed by its name in messages."""
         masked = {}
-        for name, each in self._trained.items():
+        for name, each in self.trained_by.items():
             with blamed(name):
                 masked[name] = (each.kind, self.masking_of(each))
         return masked
@@ -377,7 +377,7 @@ class Recipe(Settings):
         for name, (kind, settings) in self.masked.items():
             place = name if self.objectives else "masking.corruption"
             with blamed(place):
-                who = f"objective {self._trained[name].objective}"
+                who = f"objective {self.trained_by[name].objective}"
                 require_fit(settings, kind, who=who)
             with blamed(name):
                 remark = kind.check(kind.value_of(settings))

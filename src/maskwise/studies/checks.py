@@ -13,6 +13,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+
 from maskwise.annotate.registry import annotator, annotators
 from maskwise.annotate.run import require_live
 from maskwise.base.constants import POLICY_TAGGERS
@@ -26,7 +28,8 @@ from maskwise.jobs.pools import Where, require_cards, require_engine, require_on
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind
 from maskwise.models.families import adapter_of, check_room, most_tokens
-from maskwise.models.loading import NO_HEAD, check_start, has_head
+from maskwise.models.loading import NO_HEAD, check_start, empty_model, has_head, load_config
+from maskwise.objectives import objective as build_objective
 from maskwise.objectives.base import NO_DOCUMENTS
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
@@ -476,10 +479,15 @@ def _check_model(
             task.kind.check_model(config)
     for setting, link in zip(arm.settings_of("corpus.length"), links):
         check_room(config, link.corpus.length, what=setting)
-        if not link.objectives:
-            link.only.kind.check_model(config)
-        for objective in link.objectives.values():
+        for objective in link.trained_by.values():
             objective.kind.check_model(config)
+            for given in objective.starts:
+                teacher = load_config(given)
+                _check_teacher(given, arm, tokenizer)
+                check_room(teacher, link.corpus.length, what=f"{setting}, for {given},")
+                # The objective refuses what does not fit; here, without weights.
+                with torch.device("meta"):
+                    build_objective(objective.call, empty_model(config))
     if start and not arm.model.unigram_bias and has_head(start):
         yield f"model.unigram_bias has no effect, because {start} has a head, which is kept"
     if start and links[0].training.freeze == "none" and not has_head(start):
@@ -490,6 +498,24 @@ def _check_model(
         if arm.has_new_positions:
             do += ", or give the new model more positions (model.settings.max_position_embeddings)"
         check_room(config, length, what="finetune.max_length", do=do)
+
+
+def _check_teacher(start: str, arm: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise an error if a model that an objective names has other tokens than the trained one."""
+    own = own_tokenizer(start)
+    differing = None
+    if not arm.tokenizer_name:
+        differing = "a tokenizer that is trained on the text"
+    elif any(change.changes_tokens for change in arm.model.steps):
+        differing = "model.changes of tokens"
+    elif own is not None:
+        differing = other_ids(tokenizer.get_vocab(), own.get_vocab())
+    if differing is not None:
+        raise MaskwiseError(
+            f"the model that is trained and {start}, from which it learns, have other tokens",
+            got=differing,
+            do="give both the tokens of the teacher (tokenizer.name), or name another teacher",
+        )
 
 
 def _check_losses(

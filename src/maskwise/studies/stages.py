@@ -395,6 +395,9 @@ def pretrain_stage(
     if len(recipe.corpus.sources) > 1:
         # The weights of a mix affect the batches but not the prepared rows.
         what["corpus"] = recipe.corpus.model_dump(mode="json", include={"source", "temperature"})
+    starts = [start for each in recipe.trained_by.values() for start in each.starts]
+    if starts:
+        what["starts_content"] = {start: start_fingerprint(start) for start in starts}
     if part is not None:
         what["part"] = part._asdict()
     if recipe.training.chooses:
