@@ -388,11 +388,19 @@ def test_the_former_setting_is_refused_with_the_line_that_replaces_it() -> None:
     assert now["study"]["arms"]["a"] == {"model.changes": ["new-tokens('w.txt')"]}
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "bart"])
-def test_a_copied_table_of_positions_gives_the_same_states(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "kind", "size"),
+    [
+        ("bert", "encoder", SMALL),
+        ("roberta", "encoder", SMALL),
+        ("bart", "encoder-decoder", {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1}),
+    ],
+)
+def test_a_copied_table_of_positions_gives_the_same_states(
+    family: str, kind: Any, size: dict[str, Any]
+) -> None:
     tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
-    kind: Any = "encoder-decoder" if family == "bart" else "encoder"
-    model = new_model(new_config(family, tokenizer, 16, kind=kind), seed=0).eval()
+    model = new_model(new_config(family, tokenizer, 16, kind=kind, **size), seed=0).eval()
     rows = torch.randint(10, 800, (1, 14))
     with torch.no_grad():
         before = model(input_ids=rows).logits

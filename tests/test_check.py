@@ -112,6 +112,7 @@ def texts_and_labels() -> tuple[str, str]:
     return "mine.txt", "labels.jsonl"
 
 
+@pytest.mark.usefixtures("small_encoder")
 def test_a_model_with_files_is_an_adaptation(said: Any) -> None:
     texts, labels = texts_and_labels()
     few = ["corpus.length=32", "evaluation.rows=4"]

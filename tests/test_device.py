@@ -122,6 +122,21 @@ def joined(
 MORE = {"on_nan": "skip", "accumulate": 2, "optimizer": "muon", "batch_size": 8}
 
 
+@cache
+def three_steps(name: str, layout: str, **more: Any) -> dict[str, Any]:
+    """Train on the accelerator: masks, their places, and what else a batch needs go there before
+    the step, from pinned memory.
+    """
+    chosen = settings(**more)
+    torch.manual_seed(0)
+    trained = objective(name, model(name, layout))
+    with accelerator() as device:
+        found = train(trained, source(name, layout, chosen), chosen)
+    assert not device.waits and not device.pageable
+    assert GPU or all(isinstance(p, There) for p in trained.parameters())
+    return found
+
+
 @pytest.mark.parametrize(
     ("name", "layout", "more"),
     [
@@ -134,22 +149,13 @@ MORE = {"on_nan": "skip", "accumulate": 2, "optimizer": "muon", "batch_size": 8}
 def test_three_steps_are_those_of_the_processor_and_nobody_waits(
     name: str, layout: str, more: Any
 ) -> None:
-    """Masks, their places, and what else a batch needs go there before the step, from pinned
-    memory.
-    """
+    found = three_steps(name, layout, **more)
     chosen = settings(**more)
-    found = []
-    for there in (True, False):
-        torch.manual_seed(0)
-        trained = objective(name, model(name, layout))
-        with accelerator() if there else nullcontext() as device:
-            found.append(train(trained, source(name, layout, chosen), chosen))
-        if device is not None:
-            assert not device.waits and not device.pageable
-            assert GPU or all(isinstance(p, There) for p in trained.parameters())
+    torch.manual_seed(0)
+    here = train(objective(name, model(name, layout)), source(name, layout, chosen), chosen)
     # Dropout and replacements are drawn in another way there. ``cse`` learns from dropout alone.
-    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=0.3 if name == "cse" else 0.1)
-    assert found[0]["targets"] == found[1]["targets"]
+    assert found["loss"] == pytest.approx(here["loss"], rel=0.3 if name == "cse" else 0.1)
+    assert found["targets"] == here["targets"]
 
 
 @pytest.mark.pinned
@@ -161,18 +167,14 @@ def test_the_kernel_for_documents_of_different_lengths_waits_for_nothing(
     if layout == "packed" and objective_class(name).kind == "encoder-decoder":
         pytest.skip("relative positions need a bias, which the kernel does not take")
     chosen = settings()
-    losses = []
-    for kernel in (ragged_kernel(), nullcontext()):
-        torch.manual_seed(0)
-        trained = objective(name, model(name, layout))
-        with accelerator() as device, kernel as calls:
-            losses.append(train(trained, source(name, layout, chosen), chosen)["loss"])
-            assert not device.waits and not device.pageable
-        if calls is not None:
-            padded = objective_class(name).kind == "encoder-decoder"
-            assert bool(calls) != padded
+    torch.manual_seed(0)
+    trained = objective(name, model(name, layout))
+    with accelerator() as device, ragged_kernel() as calls:
+        found = train(trained, source(name, layout, chosen), chosen)
+        assert not device.waits and not device.pageable
+    assert bool(calls) == (objective_class(name).kind != "encoder-decoder")
     # The kernel has no dropout on attention.
-    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert found["loss"] == pytest.approx(three_steps(name, layout)["loss"], rel=0.1)
 
 
 @pytest.mark.pinned

@@ -25,7 +25,7 @@ import pytest
 from invented import write_worlds
 from maskwise.base.folders import read_lines
 from maskwise.recipe import read_recipe
-from maskwise.report import summary_of, write_report
+from maskwise.report import write_report
 from maskwise.results import files
 from maskwise.studies import plan, stages
 from maskwise.studies.result import Adapted, StudyResult
@@ -105,6 +105,12 @@ COLUMNS = (
 )
 
 
+@cache
+def result_of(study: str) -> StudyResult:
+    """A recorded study, judged anew."""
+    return StudyResult.read(RESULTS / study)
+
+
 def rows(study: str) -> dict[str, Any]:
     """The rows of a recorded study, judged anew.
 
@@ -112,15 +118,15 @@ def rows(study: str) -> dict[str, Any]:
         "primary": the primary rows; "others": the number of all other rows, and a hash of what they
         compare, their number of pairs, verdicts and flags.
     """
-    summary = summary_of(RESULTS / study)
     primary = []
     others = []
-    for row in summary["contrasts"]:
-        row["flags"] = [f"{flag['code']} ({flag['effect']})" for flag in row["flags"]]
+    for row in result_of(study).summary["contrasts"]:
+        flags = [f"{flag['code']} ({flag['effect']})" for flag in row["flags"]]
+        found = {**row, "flags": flags}
         if row["primary"]:
-            primary.append({name: short(row[name]) for name in COLUMNS})
+            primary.append({name: short(found[name]) for name in COLUMNS})
         else:
-            others.append([row[name] for name in COLUMNS[:6]])
+            others.append([found[name] for name in COLUMNS[:6]])
     known = hashlib.sha256(json.dumps(others).encode()).hexdigest()[:12]
     return {"primary": primary, "others": f"{len(others)} {known}"}
 
@@ -131,7 +137,7 @@ def short(value: Any) -> Any:
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_recorded_study_is_a_result_in_python(study: str) -> None:
-    result = StudyResult.read(RESULTS / study)
+    result = result_of(study)
     assert result.study["name"] and str(result)
     assert isinstance(result, Adapted) == (RESULTS / study / "adapt.yaml").is_file()
 

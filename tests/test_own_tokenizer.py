@@ -67,7 +67,7 @@ def differing(tokenizer: Any, own: Any, texts: list[str] = TEXTS) -> str | None:
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_an_extended_vocabulary_is_the_models_in_both_directions(kind: str) -> None:
     own = trained(kind)
-    words = choose_words([*islice(read_documents("bundled:wikipedia"), 400)], own, 100)
+    words = choose_words([*islice(read_documents("bundled:wikipedia"), 80)], own, 100)
     longer = extend(own, words).tokenizer
     assert len(longer) == len(own) + len(words) > 700
     assert differing(longer, own) is None is differing(own, longer)

@@ -127,8 +127,9 @@ def _read(
 
     def validated(overrides: Sequence[str]) -> Recipe:
         recipe = validate(nest(with_overrides(settings, overrides)), origin=origin)
+        runs = recipe.runs()
         for arm in recipe.study.arms:
-            recipe.check_arm(arm)
+            recipe.check_arm(arm, runs[arm])
         return recipe
 
     changes = parse_overrides(overrides)
@@ -145,7 +146,8 @@ def _read(
             if not overrides:
                 raise
             validated([]).require_used(own, in_file=True)
-    recipe.require_used(changes)
+    if changes:
+        recipe.require_used(changes)
     return recipe
 
 

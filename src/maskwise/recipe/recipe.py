@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
@@ -277,18 +277,19 @@ class Recipe(Settings):
         """Return the recipes of all runs with one seed, by arm; without arms, this recipe."""
         if not self.study.arms:
             return {"": [self]}
+        said = self._said("study")
         return {
-            name: [self.arm(name, seed=0, more=more) for more in self.study.settings_used(name)]
+            name: [self._arm(said, name, more, 0) for more in self.study.settings_used(name)]
             for name in self.study.arms
         }
 
-    def check_arm(self, name: str) -> None:
-        """Validate an arm with all settings that it uses, and check that it has an outcome."""
+    def check_arm(self, name: str, runs: Iterable[Recipe]) -> None:
+        """Check the runs of an arm with all settings that it uses, and that it has an outcome."""
         match = self.study.equal_by
         # The baseline may have steps of its own, from which those of the other arms are computed.
         of = self.arm(name, seed=0) if name == self.baseline else self
-        for point in self.study.settings_used(name):
-            links = self.arm(name, seed=0, more=point).links()
+        for run in runs:
+            links = run.links()
             if match != "steps" and any(link.objectives for link in links):
                 raise MaskwiseError(
                     f"arm {name!r} has several objectives, and such arms can be matched by steps "
@@ -517,15 +518,15 @@ class Recipe(Settings):
         diffuses = self._diffuses or any(map(_is_diffusion, self._last_objectives()))
         return (*masks, DIFFUSION) if diffuses else masks
 
-    def _last_objectives(self) -> list[object]:
-        """Return the objective of the last phase of the recipe, and of each of its arms."""
+    def _last_objectives(self) -> set[str]:
+        """Return the objectives of the last phase of the recipe, and of each of its arms."""
         own: Plain = {"objective": self.objective, "phases": self.phases}
         of_arms = [
             (self.study.arms[name], point)
             for name in self.study.arms
             for point in self.study.settings_used(name)
         ]
-        found: list[object] = []
+        found = set()
         for changes in [(), *of_arms]:
             # What is wrong in an arm is reported when the arm is made.
             with suppress(MaskwiseError):
@@ -534,7 +535,9 @@ class Recipe(Settings):
                     settings = applied(settings, _in_sections(each, own))
                 phases = settings.get("phases")
                 last = phases[-1] if phases and isinstance(phases, list | tuple) else {}
-                found.append(applied(settings, _in_sections(last, ["objective"]))["objective"])
+                objective = applied(settings, _in_sections(last, ["objective"]))["objective"]
+                if isinstance(objective, str):
+                    found.add(objective)
         return found
 
     def links(self) -> tuple[Recipe, ...]:
@@ -594,7 +597,10 @@ class Recipe(Settings):
         Raises:
             MaskwiseError: an override is invalid, or changes a setting that arms may not change.
         """
-        settings: Plain = of_run(self._said("study"), seed)
+        return self._arm(self._said("study"), name, more, seed)
+
+    def _arm(self, said: Plain, name: str, more: Mapping[str, object] | None, seed: int) -> Recipe:
+        settings: Plain = of_run(said, seed)
         for changes in (self.study.arms[name], more or {}):
             with blamed(f"arm {name!r}"):
                 changes = of_run(layer(changes), seed)
@@ -661,10 +667,8 @@ def _in_sections(changes: Mapping[str, Any], sections: Collection[str]) -> Plain
     return {name: found[name] for name in found if name.partition(".")[0] in sections}
 
 
-def _is_diffusion(objective: object) -> bool:
+def _is_diffusion(objective: str) -> bool:
     """Whether an objective, which may be misspelt, is one that trains by masked diffusion."""
-    if not isinstance(objective, str):
-        return False
     with suppress(MaskwiseError):
         return objective_class(objective).diffuses
     return False

@@ -86,7 +86,7 @@ class StudyResult:
             raise MaskwiseError(what, got=str(folder), do="give the folder `out` of a study")
         summary = summary_of(folder)
         records = cast(list[Record], list(read_lines(folder / "records.jsonl")))
-        result = StudyResult(folder, read_folder(folder).study, records, summary)
+        result = StudyResult(folder, read_folder(folder, summary).study, records, summary)
         return _adapted(result) if (folder / "adapt.yaml").is_file() else result
 
     @property
