@@ -283,14 +283,42 @@ def test_gradients_copy_no_scores_for_the_mask_and_no_logits_behind_the_head(
     head = prediction_head(model)
     assert head is not None
     logits = head(torch.randn(3, model.config.hidden_size))
-    waiting = [out.grad_fn, logits.grad_fn]
+    copies = {"torch::autograd::CopySlices", "AsStridedBackward0", "SelectBackward0"}
+    assert not nodes_of(out, logits) & copies
+
+
+def nodes_of(*outputs: torch.Tensor) -> set[str]:
+    """Return the names of the functions in the graphs of outputs."""
+    waiting = [output.grad_fn for output in outputs]
     found = set()
     while waiting:
         node = waiting.pop()
         if node is not None:
             found.add(node.name())
             waiting += [before for before, _ in node.next_functions]
-    assert not found & {"torch::autograd::CopySlices", "SelectBackward0"}
+    return found
+
+
+@pytest.mark.parametrize("length", [6, attention.SHORT_ROW + 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_short_rows_in_half_precision_have_no_fused_gradient(
+    dtype: torch.dtype, length: int
+) -> None:
+    """On processors, it takes 1.5 to 3 times as long as that of matrix products."""
+    exact = [torch.randn(1, 2, length, 8, requires_grad=True) for _ in range(3)]
+    rounded = [x.detach().to(dtype).requires_grad_() for x in exact]
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    out, _ = attention.attend(torch.nn.Module(), *rounded, mask)
+    fused = any("ScaledDotProduct" in name for name in nodes_of(out))
+    assert fused == (dtype == torch.float32 or length > attention.SHORT_ROW)
+    expected = torch.nn.functional.scaled_dot_product_attention(*exact, mask).transpose(1, 2)
+    slope = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, exact, slope)
+    found = torch.autograd.grad(out, rounded, slope.to(dtype))
+    near = {"rtol": 0.1, "atol": 0.05} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(out.float(), expected, **near)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.float(), other, **near)
 
 
 @pytest.mark.parametrize("family", WRITING[1:4])

@@ -8,6 +8,7 @@ without them.
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from maskwise.report import write_report
+from maskwise.report import write_comparison, write_report
+from maskwise.report.page import write_policy_page
 from maskwise.results.estimates import shown
 from maskwise.studies.adapt import NextStep, Request
 from maskwise.verdict import summarise
@@ -288,15 +290,60 @@ def test_hostile_text_is_text(browser: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_axe_finds_nothing(scheme: str, browser: Any, page_file: Path) -> None:
+    with Tab(browser, page_file, color_scheme=scheme) as page:
+        page.evaluate(UNFOLD)
+        assert violations(page) == []
+
+
+def violations(page: Any) -> list[tuple[str, list[str]]]:
+    """The rules of axe-core that a page breaks, with the first elements that do."""
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="axe-core is not installed"
     )
-    with Tab(browser, page_file, color_scheme=scheme) as page:
-        page.evaluate(UNFOLD)
-        found = axe.Axe().run(page).response["violations"]
-        assert not found, [
-            (f["id"], [node["html"][:160] for node in f["nodes"]][:3]) for f in found
-        ]
+    found = axe.Axe().run(page).response["violations"]
+    return [(rule["id"], [node["html"][:160] for node in rule["nodes"]][:3]) for rule in found]
+
+
+def page_of_masks(folder: Path) -> Path:
+    assert maskwise("inspect", "Owls fly.", "--html", str(folder / "masks.html")) == 0
+    return folder / "masks.html"
+
+
+def page_of_layers(folder: Path) -> Path:
+    (folder / "owls.txt").write_text("Owls fly at night. They hunt mice.\n" * 20)
+    page = folder / "layers.html"
+    told = ["--with", "words", "--with", "sentences", "--out", str(folder / "out")]
+    assert maskwise("annotate", str(folder / "owls.txt"), *told, "--html", str(page)) == 0
+    return page
+
+
+def page_of_a_policy(folder: Path) -> Path:
+    texts = [[["owls", 0.5, 2.0], ["fly", 1.5, 0.2]]]
+    shown = {"examples": texts, "words": {"owls": [2.0, 7]}, "tags": {"NOUN": [2.0, 7]}}
+    write_json(folder / "shown.json", shown)
+    lines = [{"kind": "train", "step": step, "loss": 3.0 - step} for step in range(3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    measures = {"method": "supervised", "task": "t", "policy": "policy", "held_out": {"mrr": 0.5}}
+    return write_policy_page(folder, title="t", measures=measures)
+
+
+def page_of_two_studies(folder: Path) -> Path:
+    two = [make_page(folder / name).parent for name in ("first", "second")]
+    return write_comparison(*two)
+
+
+OTHERS = (page_of_masks, page_of_layers, page_of_a_policy, page_of_two_studies)
+
+
+@pytest.mark.parametrize("make", OTHERS, ids=lambda make: make.__name__)
+def test_axe_finds_nothing_on_other_pages(make: Any, browser: Any, tmp_path: Path) -> None:
+    """Of these pages, only those of studies had been looked at."""
+    context = browser.new_context(offline=True, viewport=PHONE)
+    page = context.new_page()
+    page.goto(make(tmp_path).as_uri())
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    context.close()
 
 
 def test_a_half_finished_study_says_what_is_missing(browser: Any, tmp_path: Path) -> None:

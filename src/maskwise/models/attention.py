@@ -50,6 +50,10 @@ whether it accepts grouped queries. Otherwise, documents are kept apart by a mas
 DROP_STEPS = 1 << 16
 """On CPUs, dropout rates are multiples of 1 / DROP_STEPS."""
 
+SHORT_ROW = 512
+"""On CPUs and in half precision, the gradient of torch's fused attention takes longer than that of
+matrix products for rows of up to this many tokens, and less long for much longer ones."""
+
 
 Options: TypeAlias = dict[str, Any]
 """Keyword arguments of transformers' attention functions."""
@@ -297,10 +301,14 @@ def _line(rows: Tensor) -> Tensor:
 
 
 def _by_hand(module: nn.Module, query: Tensor, mask: Tensor | None, options: Options) -> bool:
-    """Return whether to use ``_product``: for soft caps, and for fast dropout on CPUs."""
+    """Return whether to use ``_product``: for soft caps, and on CPUs for fast dropout and for the
+    gradients of short rows in half precision.
+    """
     if options.get("softcap"):
         return True
-    if query.device.type != "cpu" or not options.get("dropout"):
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    short = half and query.requires_grad and query.shape[-2] <= SHORT_ROW
+    if query.device.type != "cpu" or not (short or options.get("dropout")):
         return False
     if torch.compiler.is_compiling() or options.get("position_bias") is not None:
         return False
@@ -321,22 +329,24 @@ def _product(
     keys = key.flatten(0, 1)
     values = value.flatten(0, 1)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    scores = torch.bmm(queries * scale, keys.mT).view(*query.shape[:3], -1)
+    scores = torch.bmm(queries * scale, keys.mT)
     cap = options.get("softcap")
     if cap:
         scores = torch.tanh(scores / cap) * cap
     if mask is not None:
         # The shares of hidden tokens are 0, so the softmax passes no gradient on to them. (They are
-        # not 0 for a token that sees nothing, but nobody reads its output.) Recorded in the graph,
-        # this fill of a view would copy all scores five times in the backward pass.
+        # not 0 for a token that sees nothing, but nobody reads its output.) So the graph need not
+        # know of this fill. The scores must be no view: autograd would copy the gradient of a view
+        # that was written to.
         with torch.no_grad():
             # The minimum is finite, because with −inf, a token that attends to no token would be
             # NaN.
-            scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+            of_heads = scores.view(*query.shape[:3], -1)
+            of_heads.masked_fill_(~mask, torch.finfo(scores.dtype).min)
     shares = scores.softmax(-1)
     if options.get("dropout"):
         shares = with_dropout(shares, options["dropout"])
-    mixed = torch.bmm(shares.flatten(0, 1).to(values.dtype), values)
+    mixed = torch.bmm(shares.to(values.dtype), values)
     return mixed.view(query.shape).transpose(1, 2)
 
 
