@@ -678,7 +678,7 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     assert 0.4 < cut_rows(recipe)["labels"] < 0.6
     cut = cut_rows(adapted(labels, overrides=["finetune.max_length=64"]))
     plan: dict[str, Any] = {"least_seconds": 7300.0, "memory_gib": 1.5, "jobs": 2, "unknown": []}
-    plan |= {"cut": cut, "max_length": 64, "processes": 1, "untimed": {"learn": "too short"}}
+    plan |= {"cut": cut, "max_length": 64, "processes": 1, "untimed": {}}
     (rows,) = adapt_lines(plan)
     assert not adapt_lines(plan, warned=["labels"])
     assert adapt_lines(plan, warned=["others"]) == [rows]
@@ -688,12 +688,35 @@ def test_labelled_rows_are_cut_only_where_the_model_takes_no_more(adapted, tmp_p
     more = time_words(plan | {"processes": 3})
     assert more.startswith(time) and "one process" in more and "3 that" in more
     assert rows.startswith(f"{cut['labels']:.1%} of the rows of") and "64 tokens" in rows
-    # Of a time that is not known whole, the known part is a bound.
-    unknown = time_words(plan | {"unknown": ["learn", "finetune"]})
-    assert unknown.startswith("more than 2.0 h") and "learn (too short), finetune" in unknown
+    # A time that is estimated is a range, or its lower end.
+    plan |= {"unknown": ["learn", "finetune"], "most_seconds": 36_600.0}
+    assert time_words(plan).startswith("2.0 h to 10.2 h")
+    plan |= {"untimed": {"learn": "too short"}, "most_seconds": None}
+    unknown = time_words(plan)
+    assert unknown.startswith("at least 2.0 h") and "learn (too short)" in unknown
 
 
-def test_an_unknown_time_is_not_within_a_limit(texts, tmp_path, capfd, monkeypatch):
+def test_a_study_whose_estimate_is_above_the_time_is_not_rehearsed(
+    texts, tmp_path, capfd, monkeypatch
+):
+    def rates(*_: object) -> None:
+        raise AssertionError("rehearsed")
+
+    monkeypatch.setattr(Rehearsal, "rates", rates)
+    out = tmp_path / "out"
+    asked = ("adapt", "bundled:encoder", texts, "--out", out)
+    assert maskwise(*asked, "--steps", 90_000, "--time", "40m") == 2
+    said = capfd.readouterr().err
+    # The advice is made of the upper end, so it surely keeps the time.
+    steps = int(re.findall(r"set --steps (\d+)", said)[0])
+    assert not out.exists() and " h to " in said
+    assert maskwise(*asked, "--steps", steps, "--time", "40m", "--dry-run", "--no-timing") == 0
+    assert " min to 40 min" in capfd.readouterr().out
+
+
+def test_a_time_that_cannot_be_rehearsed_is_that_of_the_estimate(
+    texts, tmp_path, capfd, monkeypatch
+):
     def rates(self: Rehearsal, stage: Stage, budget: float) -> dict[str, float]:
         if stage.kind == "pretrain":
             raise MaskwiseError("the sample is too short")
@@ -701,15 +724,13 @@ def test_an_unknown_time_is_not_within_a_limit(texts, tmp_path, capfd, monkeypat
 
     monkeypatch.setattr(Rehearsal, "rates", rates)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    out = tmp_path / "out"
-    assert maskwise("adapt", "bundled:encoder", texts, "--out", out, "--time", "2h") == 2
-    said = capfd.readouterr().err
-    assert "the time of pretrain is unknown (the sample is too short); got 2h" in said
-    assert "--no-timing" not in said
-    assert not out.exists()
-    options = ("--out", out, "--time", "2h", "--no-timing")
-    assert maskwise("adapt", "bundled:encoder", texts, *options) == 2
-    assert "leave out --no-timing" in capfd.readouterr().err and not out.exists()
+    asked = ("adapt", "bundled:encoder", texts, "--out", tmp_path / "out", "--dry-run", "--time")
+    assert maskwise(*asked, "2h") == 0
+    said = capfd.readouterr().out
+    assert re.search(r"time .* to .* with", said) and "pretrain (the sample is too short)" in said
+    assert "takes longer" not in said
+    assert maskwise(*asked, "1m") == 0
+    assert "takes longer than --time" in capfd.readouterr().out
 
 
 def test_a_plan_above_the_time_names_the_most_steps_that_keep_it(

@@ -332,6 +332,8 @@ def print_check(
         nonlocal printed
         printed = len(record["doubts"])
         print_plan(record)
+        say("")
+        print_time(record)
         say("Rehearsing each stage with little text; Ctrl-C keeps this plan …", to=err_console)
 
     if as_json:
@@ -380,7 +382,7 @@ def _print_doubts(record: JsonObject) -> None:
 
 def print_times(record: JsonObject, doubts: list[JsonObject]) -> None:
     """Print tables of stages and phases, the time, and ``doubts`` that follow from times."""
-    from maskwise.studies.forecast import lines_of, too_many_cut
+    from maskwise.studies.forecast import too_many_cut
 
     say("")
     stages = []
@@ -405,13 +407,20 @@ def print_times(record: JsonObject, doubts: list[JsonObject]) -> None:
     heads = ("phase", "arms", "runs", "steps", "rows × length", "tokens", "time")
     print_table(heads, phases)
     say("")
-    *_, (name, time) = lines_of(record)
-    print_table(("", ""), [(Text(name, "bold"), time)])
+    print_time(record)
     _print_doubts({"doubts": doubts, "notes": []})
     say("Nothing was written.")
     warned = [name for name, task in record["tasks"].items() if too_many_cut(task)]
     for each in adapt_lines(record, warned=warned):
         say(each)
+
+
+def print_time(record: JsonObject) -> None:
+    """Print when the work of a plan ends."""
+    from maskwise.studies.forecast import lines_of
+
+    *_, (name, time) = lines_of(record)
+    print_table(("", ""), [(Text(name, "bold"), time)])
 
 
 HARDLY_MORE = 1.1

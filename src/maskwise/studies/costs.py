@@ -3,7 +3,7 @@
 FLOPs are counted by one formula (``maskwise.models.flops``).
 
 Seconds and memory depend on the machine, so they are measured. A ``Forecast`` uses the seconds of
-finished stages, or the seconds per step that ``timing`` measured. The cache file ``timings.json``
+finished stages, or the seconds per step of a rehearsal. The cache file ``timings.json``
 stores the measured seconds. Delete it to measure again, for example if the machine was busy.
 """
 
@@ -397,7 +397,11 @@ def total(seconds: Collection[float | None]) -> float | None:
 
 
 def summary(
-    planned: Mapping[str, Stage], seconds: Seconds, jobs: int, parts: Iterable[Collection[str]]
+    planned: Mapping[str, Stage],
+    seconds: Seconds,
+    jobs: int,
+    parts: Iterable[Collection[str]],
+    ranges: Mapping[str, tuple[float, float]],
 ) -> Plain:
     """Sum up the work of the unfinished stages.
 
@@ -406,20 +410,17 @@ def summary(
         seconds: the forecast for every unfinished stage.
         jobs: the number of stages that run in parallel.
         parts: the unfinished stages of every plan. A plan begins when the one before it has ended.
+        ranges: the least and the most seconds of each stage whose time is unknown, keyed by name.
 
     Returns:
         ``stages``: for each kind of stage, the number of finished stages (``done``) and unfinished
-        stages (``to_do``), and the ``seconds`` that the unfinished stages take. ``works``: the
-        seconds of each work, longest first; fine-tuning on each task is a work of its own.
-        ``unknown``: the kinds whose time is unknown. ``least_seconds``: the time until the study
-        ends, without the stages whose time is unknown. ``seconds``: the same time; None if the time
-        of a stage is unknown.
+        stages (``to_do``), and the ``seconds`` that the unfinished stages take. ``unknown``: the
+        kinds whose time is only estimated. ``least_seconds`` and ``most_seconds``: the range of the
+        time until the study ends; the latter is None if nothing bounds it. ``seconds``: that time;
+        None if the time of a stage is only estimated.
     """
     kinds: dict[str, Plain] = {}
-    works: dict[str, float] = {}
     for name, stage in planned.items():
-        work = KINDS[stage.kind].work(stage)
-        works[work] = works.get(work, 0.0) + (seconds.get(name) or 0.0)
         counts = kinds.setdefault(stage.kind, {"done": 0, "to_do": 0, "seconds": []})
         if name in seconds:
             counts["to_do"] += 1
@@ -429,19 +430,23 @@ def summary(
     for counts in kinds.values():
         counts["seconds"] = total(counts["seconds"])
     unknown = [kind for kind, counts in kinds.items() if counts["seconds"] is None]
-    until = 0.0
-    if seconds:
-        until = START_SECONDS
+    parts = [*parts]
+    ends = []
+    for end in (0, 1):
+        until = START_SECONDS if seconds else 0.0
         for part in parts:
-            of_plan = {name: seconds[name] for name in seconds if name in part}
+            of_plan: Seconds = {}
+            for name in filter(part.__contains__, seconds):
+                of_plan[name] = ranges[name][end] if name in ranges else seconds[name]
             until += until_end(planned, of_plan, jobs)
-        until = round(until, 1)
+        ends.append(round(until, 1))
+    least, most = ends
     return {
         "stages": kinds,
-        "works": {work: works[work] for work in sorted(works, key=works.__getitem__, reverse=True)},
         "unknown": unknown,
-        "least_seconds": until,
-        "seconds": None if unknown else until,
+        "least_seconds": least,
+        "most_seconds": most if math.isfinite(most) else None,
+        "seconds": None if unknown else least,
     }
 
 

@@ -59,6 +59,7 @@ from maskwise.studies.costs import (
     summary,
 )
 from maskwise.studies.design import Design
+from maskwise.studies.estimate import estimates
 from maskwise.studies.from_files import recipe_for
 from maskwise.studies.inputs import with_settled_tasks
 from maskwise.studies.plan import stages_of
@@ -117,6 +118,7 @@ class StudyPlan:
     ``study.equal_by`` will compute, it uses ``training.steps`` of the recipe.
 
     Args:
+        rehearsal: counts the texts of the estimate, and rehearses stages.
         spread, detect: as for ``check``.
 
     Raises:
@@ -127,6 +129,7 @@ class StudyPlan:
         self,
         recipe: Recipe,
         out: Path,
+        rehearsal: Rehearsal,
         *,
         jobs: int | None = None,
         engine: str = "local",
@@ -159,6 +162,8 @@ class StudyPlan:
         # Stages of other recipes in these folders may have the same work, so their times are known.
         self.forecast = Forecast(named(store.stages()) | self.planned, store, here=self.here)
         self.todo = [name for name in self.planned if name not in self.forecast.finished]
+        self.rehearsal = rehearsal
+        self.ranges = estimates(self.plans, rehearsal.counts_of) if self.unknown else {}
         self.untimed: dict[str, str] = {}
         self.facts: Plain = {
             "name": recipe.name,
@@ -175,9 +180,9 @@ class StudyPlan:
         """Whether the time of some stage is not known on this machine."""
         return None in map(self.forecast.known, self.todo)
 
-    def rehearse(self, rehearsal: Rehearsal, *, every: bool = False) -> None:
+    def rehearse(self, *, every: bool = False) -> None:
         """Rehearse the stages whose time is not known, or all."""
-        self.untimed = rehearse_stages(self.plans, self.forecast, rehearsal, every=every)
+        self.untimed = rehearse_stages(self.plans, self.forecast, self.rehearsal, every=every)
 
     def times(self) -> Plain:
         """Return the part of the record that depends on times."""
@@ -192,10 +197,11 @@ class StudyPlan:
             parts.append(own)
             new -= own
         at = at_once(self.jobs) if self.here else self.jobs
+        estimated = {name: self.ranges[name] for name in left if left[name] is None}
         return {
             "plans": listed,
             "phases": list(phases_of(self.runs, left)),
-            **summary(self.planned, left, at, parts),
+            **summary(self.planned, left, at, parts, estimated),
             "untimed": self.untimed,
             "memory_gib": self.forecast.memory_gib(self.todo),
         }
@@ -207,30 +213,28 @@ class StudyPlan:
             yield from _memory_doubts(memory_gib, min(self.jobs, len(self.todo)))
 
 
-def dry_run(recipe: Recipe, out: Path, *, samples: Samples | None = None, **asked: Any) -> Plain:
-    """Return the record of what ``run_study`` with the same arguments would do.
+def dry_run(recipe: Recipe, out: Path, **asked: Any) -> Plain:
+    """Return the record of what ``run_study`` with the same arguments would do; rehearse nothing.
 
     Args:
-        samples: samples on which stages with unknown times are timed; if None, they are not timed.
         asked: further arguments of ``StudyPlan``.
 
     Returns:
         ``jobs``: the number of stages that run at once. ``processes``: the number of processes that
-        train each model together. Times are those of one process, on which stages are timed.
-        ``plans``: for each plan its purpose, its number of runs, and its number of unfinished
-        stages. ``phases``: the cost of each training phase (``costs.phases_of``). ``stages``,
-        ``unknown``, ``seconds`` and ``least_seconds``: see ``costs.summary``. ``untimed``: why
-        stages could not be timed, keyed by kind. ``memory_gib``: the peak memory of one process, or
-        None if it is unknown. ``contrasts``: for each contrast, what the planned runs can decide
+        train each model together. Times are those of one process. ``plans``: for each plan its
+        purpose, its number of runs, and its number of unfinished stages. ``phases``: the cost of
+        each training phase (``costs.phases_of``). ``stages``, ``unknown``, ``seconds``,
+        ``least_seconds`` and ``most_seconds``: see ``costs.summary``. ``untimed``: why stages could
+        not be rehearsed, keyed by kind. ``memory_gib``: the peak memory of one process, or None if
+        it is unknown. ``contrasts``: for each contrast, what the planned runs can decide
         (``prospects_of``). ``doubts``: warnings about the recipe and its files, as
         {"what": text, "do": advice}. ``notes``: what is not known before the study runs.
 
     Raises:
         MaskwiseError: input that ``run_study`` rejects.
     """
-    planned = StudyPlan(recipe, out, **asked)
-    if samples and planned.unknown:
-        planned.rehearse(samples.rehearsal)
+    # Nothing is rehearsed, so nothing is written there.
+    planned = StudyPlan(recipe, out, Rehearsal(out), **asked)
     facts = planned.facts
     doubts = [*facts["doubts"], *planned.memory_doubts()]
     return {**facts, **planned.times(), "doubts": doubts}
@@ -273,6 +277,7 @@ def check(
     seeds: Sequence[int] | None = None,
     timing: bool = True,
     rehearse: bool = False,
+    limit: float = math.inf,
     samples: Samples | None = None,
     spread: str | float | None = None,
     detect: float | None = None,
@@ -289,12 +294,13 @@ def check(
         jobs, engine, processes, cache, seeds: as for ``run_study``.
         timing: whether to rehearse the stages whose time is unknown.
         rehearse: whether to rehearse all stages, and to raise the first error.
+        limit: seconds; a study whose estimate exceeds them is not rehearsed.
         samples: samples of the text, which several checks may share.
         spread: the standard deviation of paired differences, in points or nats, or the folder of a
             finished study with the same arms. By default, it is that of the study in ``out``.
         detect: a difference in points or nats. The number of runs that detects it is reported.
-        tell: called with the record before stages are timed, if some are; its times are then those
-            that are known.
+        tell: called with the record before stages are rehearsed, if some are; its time is then a
+            range.
 
     Returns:
         The record of ``dry_run``, and more about the text, of which a sample is read: ``recipe``
@@ -335,6 +341,7 @@ def check(
         planned = StudyPlan(
             study,
             out or folder / "study",
+            samples.rehearsal,
             jobs=jobs,
             engine=engine,
             processes=processes,
@@ -367,9 +374,10 @@ def check(
         record["doubts"] = record["doubts"] + doubts_of(record)
         if out is None:
             del record["out"]
-        if rehearse or (timing and planned.unknown):
+        in_time = record["least_seconds"] <= limit
+        if rehearse or (timing and planned.unknown and in_time):
             tell(record)
-            planned.rehearse(samples.rehearsal, every=rehearse)
+            planned.rehearse(every=rehearse)
             record |= _times(planned, alone=alone)
     record["doubts"] += planned.memory_doubts()
     return record
@@ -379,7 +387,7 @@ def _times(planned: StudyPlan, *, alone: bool) -> Plain:
     """Return what a check says of times; ``time`` sums up when the work ends."""
     record = planned.times()
     runs = {line["purpose"]: line["runs"] for line in record["plans"]}
-    keys = ("unknown", "untimed", "seconds", "least_seconds", "memory_gib")
+    keys = ("unknown", "untimed", "seconds", "least_seconds", "most_seconds", "memory_gib")
     found = planned.facts | record
     kept = {key: found[key] for key in ("jobs", "processes", *keys)}
     return record | {"time": {"runs": {} if alone else runs, **kept}}
@@ -577,16 +585,22 @@ def lines_of(record: Plain) -> Iterator[tuple[str, str]]:
     yield "time", ", ".join([*runs, time_words(record)])
 
 
+def range_words(plan: Plain) -> str:
+    """State how long a study takes, as precisely as is known."""
+    least = duration(plan["least_seconds"])
+    if not plan["unknown"]:
+        return least
+    most = plan["most_seconds"]
+    return f"at least {least}" if most is None else f"{least} to {duration(most)}"
+
+
 def time_words(plan: Plain) -> str:
     """State how long a study takes and how much memory a stage needs, as a dry run predicts."""
-    about = "more than" if plan["unknown"] else "about"
-    words = (
-        f"{about} {duration(plan['least_seconds'])} with {plural(plan['jobs'], 'stage')} at once"
-    )
-    if plan["unknown"]:
-        why = plan["untimed"]
-        kinds = [f"{kind} ({why[kind]})" if kind in why else kind for kind in plan["unknown"]]
-        words += f", because the time of some stages is unknown: {', '.join(kinds)}"
+    about = "" if plan["unknown"] else "about "
+    words = f"{about}{range_words(plan)} with {plural(plan['jobs'], 'stage')} at once"
+    if plan["untimed"]:
+        why = [f"{kind} ({error})" for kind, error in plan["untimed"].items()]
+        words += f"; not rehearsed: {', '.join(why)}"
     if plan["memory_gib"] is not None:
         words += f", {plan['memory_gib']:.1f} GiB of memory for each"
     if plan["processes"] > 1:

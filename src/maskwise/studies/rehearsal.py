@@ -202,14 +202,18 @@ class Rehearsal:
     # Texts
     # ---------------------------------------------------------------------------------------
 
-    def part_of(self, corpus: CorpusSettings, characters: int = SAMPLE_CHARACTERS) -> TextPart:
-        """Find the beginning of a text, and count the text for a few seconds at most."""
-        beginning = corpus.documents().beginning(characters)
-        sizes = [(document.source, len(document.text)) for document in beginning]
+    def counts_of(self, corpus: CorpusSettings) -> TextCounts:
+        """Count a text for a few seconds at most, once."""
         key = repr([corpus.sources, *(getattr(corpus, name) for name in (*READ, "stream"))])
         if key not in self._counts:
             self._counts[key] = _counts_of(corpus)
-        counts = self._counts[key]
+        return self._counts[key]
+
+    def part_of(self, corpus: CorpusSettings, characters: int = SAMPLE_CHARACTERS) -> TextPart:
+        """Find the beginning of a text, and count the text."""
+        beginning = corpus.documents().beginning(characters)
+        sizes = [(document.source, len(document.text)) for document in beginning]
+        counts = self.counts_of(corpus)
         limit = None
         if not beginning.whole:
             limit = max(Counter(source for source, _ in sizes).values())

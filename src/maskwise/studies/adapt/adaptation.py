@@ -18,7 +18,13 @@ from maskwise.studies.adapt.draft import RECIPE, Texts, cut_rows, draft_of
 from maskwise.studies.adapt.request import PAIRS, Request, time_limit
 from maskwise.studies.adapt.saved import save_best
 from maskwise.studies.checks import folder_of_study
-from maskwise.studies.forecast import check, dry_run, first_of, require_trainable_arm
+from maskwise.studies.forecast import (
+    check,
+    dry_run,
+    first_of,
+    range_words,
+    require_trainable_arm,
+)
 from maskwise.studies.from_files import Draft
 from maskwise.studies.inputs import kept_if_begun, settled
 from maskwise.studies.records import has_results
@@ -90,29 +96,26 @@ class Adaptation:
         """
         recipe = self.draft.recipe
         samples = Samples(first_of(recipe), self._folder)
-        asked |= {"out": self.request.out, "samples": samples, **self._where}
+        limit = math.inf if self._limit is None else self._limit
+        asked |= {"out": self.request.out, "samples": samples, "limit": limit, **self._where}
         plan = check(recipe, tell=tell, **asked)
         self._checked = True
         plan["max_length"] = recipe.finetune.max_length
         plan["cut"] = cut_rows(recipe)
         plan["held_out"] = recipe.corpus.held_out
         plan["made_task"] = None if self.request.tasks else PAIRS
-        seconds = plan["seconds"]
-        timed = samples if asked.get("timing", True) else None
-        over = self._limit is not None and seconds is not None and seconds > self._limit
-        plan["limit"] = self._fewer_steps(seconds, timed) if over else None
+        plan["limit"] = self._fewer_steps(plan) if plan["least_seconds"] > limit else None
         return plan
 
     @property
     def _where(self) -> dict[str, Any]:
         return {"jobs": self.request.jobs, "processes": self.request.processes}
 
-    def _fewer_steps(self, seconds: float, samples: Samples | None) -> Plain:
-        """Find the largest number of steps with which the study keeps the limit.
+    def _fewer_steps(self, plan: Plain) -> Plain:
+        """Find the largest number of steps with which the study surely keeps the limit.
 
         Args:
-            seconds: the time with the steps that the user asks for.
-            samples: samples on which work of unknown time is timed.
+            plan: the plan with the steps that the user asks for.
 
         Returns:
             ``steps`` and ``seconds`` of the study; those of the fewest steps if none keeps it.
@@ -122,10 +125,10 @@ class Adaptation:
         def seconds_of(steps: int) -> float:
             recipe = self._draft_of(replace(self.request, steps=steps)).recipe
             # It is a different study, so stages of this one's folder are not its own.
-            plan = dry_run(recipe, self._folder / "fewer", samples=samples, **self._where)
-            return math.inf if plan["seconds"] is None else float(plan["seconds"])
+            return _most(dry_run(recipe, self._folder / "fewer", **self._where))
 
         steps = self.request.steps
+        seconds = _most(plan)
         least = min(LEAST_STEPS, steps)
         fewest = seconds_of(least)
         if fewest > self._limit:
@@ -138,39 +141,24 @@ class Adaptation:
         return {"steps": steps, "seconds": seconds}
 
     def over_time(self, plan: Plain) -> MaskwiseError | None:
-        """Return the error of a plan that takes longer than the time that the user gave, or an
-        unknown time; None of another.
+        """Return the error of a plan that takes longer than the time that the user gave; None of
+        another.
         """
-        if self._limit is None:
-            return None
-        if plan["seconds"] is None:
-            why = [
-                f" ({plan['untimed'][kind]})" for kind in plan["unknown"] if kind in plan["untimed"]
-            ]
-            do = f"remove {option('time')}"
-            if len(why) < len(plan["unknown"]):
-                do = f"leave out --no-timing, or {do}"
-            return MaskwiseError(
-                f"the study may take longer than {option('time')}, because the time of "
-                f"{' and '.join(plan['unknown'])} is unknown{why[0] if why else ''}",
-                got=self.request.time,
-                do=do,
-            )
         fewer = plan["limit"]
-        if fewer is None:
+        if self._limit is None or fewer is None:
             return None
         steps = option("steps", fewer["steps"])
         if fewer["seconds"] is None:
             do = f"no number of steps is known to keep it: remove {option('time')}"
         elif fewer["seconds"] > self._limit:
-            # The next timing may differ a little.
+            # The next rehearsal may differ a little.
             enough = option("time", f"{math.ceil(1.2 * fewer['seconds'] / 60)}m")
-            do = f"even {steps} takes {duration(fewer['seconds'])}: give it, and {enough}"
+            do = f"even {steps} may take {duration(fewer['seconds'])}: give it, and {enough}"
         else:
             do = f"set {steps}, the most that keep it ({duration(fewer['seconds'])}), or allow more"
         return MaskwiseError(
             f"the study takes longer than {option('time')}",
-            got=duration(plan["seconds"]),
+            got=range_words(plan),
             allowed=self.request.time,
             do=do,
         )
@@ -227,3 +215,8 @@ class Adaptation:
             "kept": kept,
             "held_out": recipe.corpus.held_out,
         }
+
+
+def _most(plan: Plain) -> float:
+    """Return the most seconds of a plan."""
+    return math.inf if plan["most_seconds"] is None else float(plan["most_seconds"])
