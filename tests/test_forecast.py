@@ -447,7 +447,9 @@ def test_learning_of_a_policy_is_rehearsed(method, tmp_path):
     and the training with it are rehearsed with a policy that few steps learned."""
     asked = ["study.seeds=1", "study.gate=null", "study.contrasts=[]", "study.search=null"]
     asked += ["study.arms={one: {masking.policy: learned}}", "tokenizer.vocab_size=512"]
-    asked += ["corpus.limit=60", "training.steps=4", "evaluation.rows=4"]
+    asked += ["corpus.limit=60", "training.steps=4", "training.batch_size=8", "evaluation.rows=4"]
+    asked += ["finetune.steps=4", "finetune.seeds=1"]
+    asked += [f"model.settings.{size}_size=32" for size in ("hidden", "intermediate")]
     if method == "meta":
         asked += ["learning.meta.warm=0", "learning.meta.dev_examples=8", "learning.meta.steps=4"]
     plan = make_plan(read_recipe(f"learn-{method}", asked))
