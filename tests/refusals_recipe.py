@@ -45,7 +45,8 @@ def decay(given: dict[str, Any], *overrides: str) -> Call:
 
 def file_with_a_mistake(folder: Path, *overrides: str) -> None:
     """The mistake is the file's, whatever the overrides are."""
-    text("extends: decay\ntraining.steps: 0\n", "training.warmup=0.1", "name=x", *overrides)(folder)
+    recipe = "extends: decay\ntraining.steps: -1\n"
+    text(recipe, "training.warmup=0.1", "name=x", *overrides)(folder)
 
 
 def of_texts(folder: Path) -> None:
@@ -106,7 +107,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     "steps": ("steps", "key=value"),
     "training.precision=bf61": ("training.precision", "'bf61'", "auto, no, bf16", "'bf16'?"),
     "training.steps=many": ("training.steps", "'many'", "a whole number"),
-    "training.steps=0": ("training.steps", "got 0", "≥ 1"),
+    "training.steps=-1": ("training.steps", "got -1", "≥ 0"),
     "training.steps=": ("training.steps", "nothing", "a whole number"),
     "phases=[{training.steps: null}]": ("training.steps=1000",),
     "training=null": ("training", "accumulate"),
@@ -350,7 +351,7 @@ ROWS = [
     ),
     Refusal(
         "two overrides",
-        shipped("masking.ratio=2", "training.steps=0"),
+        shipped("masking.ratio=2", "training.steps=-1"),
         ("override masking.ratio",),
     ),
     Refusal(
@@ -366,7 +367,7 @@ ROWS = [
     Refusal(
         "a mistake of the file, with overrides",
         file_with_a_mistake,
-        ("own.yaml", "training.steps", "got 0"),
+        ("own.yaml", "training.steps", "got -1"),
         lambda folder: file_with_a_mistake(folder, "training.steps=3"),
     ),
     Refusal(

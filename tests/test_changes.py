@@ -14,10 +14,13 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM,
 from hub import talking_to_a_hub
 from maskwise.base.constants import REFERENCE
 from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import read_json, read_lines
 from maskwise.changes import CHANGES, Change, Changed, Positions, change
 from maskwise.changes.trim import trim
 from maskwise.models.loading import load_model, new_config, new_model
 from maskwise.recipe import read_recipe
+from maskwise.studies.adapt import Adaptation, Request
+from maskwise.studies.adapt.draft import Texts, draft_of
 from maskwise.studies.plan import make_plan
 from maskwise.studies.records import recorded
 from maskwise.studies.stages import prepare_stage
@@ -437,3 +440,73 @@ def test_positions_that_a_family_does_not_have_are_refused(
     tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
     with pytest.raises(MaskwiseError, match=said):
         Positions(64, **how).check(new_config(family, tokenizer, 16, **SMALL), tokenizer)
+
+
+# maskwise adapt --trim-tokens
+# -------------------------------------------------------------------------------------------
+
+
+def trimmed_request(folder: Path, **more: Any) -> Request:
+    (folder / "texts.txt").write_text("\n\n".join(WIKIPEDIA[:60]), encoding="utf-8")
+    return Request(
+        model="bundled:encoder",
+        texts=str(folder / "texts.txt"),
+        out=folder / "out",
+        tasks=("banking77(train_rows=60)",),
+        keep="none",
+        **{"trim_tokens": 2000, "seeds": 7, **more},
+    )
+
+
+def test_adapt_asks_what_fewer_tokens_cost_and_whether_training_makes_up(tmp_path: Path) -> None:
+    request = trimmed_request(tmp_path, new_words=5, lengths=(0.5, 1.0))
+    recipe = draft_of(request, Texts(request.texts, tmp_path)).recipe
+    assert [*recipe.study.arms] == ["words-30", "trimmed", "words-30-new-words"]
+    trained, untrained, longer = (recipe.arm(name, seed=0) for name in recipe.study.arms)
+    assert trained.model.changes == untrained.model.changes == ("trim-tokens(2000)",)
+    assert longer.model.changes == ("trim-tokens(2000)", "new-tokens(5)")
+    assert not untrained.training.steps and not trained.unchanged().model.changes
+    assert ("trimmed", REFERENCE) in recipe.study.pairs and recipe.study.gate is None
+    assert "word-loss" in recipe.evaluation.named and request.least_runs == 7
+    assert "--trim-tokens 2000" in request.invocation().command
+
+
+@pytest.mark.slow
+def test_an_arm_of_no_steps_is_the_changed_model(tmp_path: Path) -> None:
+    request = trimmed_request(
+        tmp_path,
+        steps=2,
+        seeds=1,
+        overrides=("corpus.held_out=0.3", "finetune.steps=2", "evaluation.rows=8"),
+    )
+    with Adaptation(request) as adaptation:
+        found = adaptation.run()
+    assert not found["failures"] and "Fewer tokens, without training:" in " ".join(
+        [found["answer"], *found["details"]]
+    )
+    lines = [*read_lines(request.out / "records.jsonl")]
+    spent = {line["arm"]: line["steps"] for line in lines if line["kind"] == "cost"}
+    assert spent == {"words-30": 2, "trimmed": 0}
+    words = {line["arm"]: line for line in lines if line.get("measure") == "words"}
+    assert len({line["items"] for line in words.values()}) == 1
+    assert words["trimmed"]["value"] != words[REFERENCE]["value"]
+    # Its weights are those of the changed model.
+    alone = tmp_path / "alone"
+    text = tmp_path / "training.txt"
+    kept = recipe_texts(request)
+    text.write_text("\n\n".join(kept), encoding="utf-8")
+    change("bundled:encoder", alone, f"trim-tokens({str(text)!r}, most=2000)")
+    checkpoints = [
+        path.parent
+        for path in (request.out / "stages").glob("pretrain-*/checkpoint/config.json")
+        if not read_json(path.parents[1] / "done.json")["steps"]
+    ]
+    (untrained,) = (load_model(path).state_dict() for path in checkpoints)
+    for name, weights in load_model(alone).state_dict().items():
+        torch.testing.assert_close(untrained[name], weights, rtol=0, atol=0)
+
+
+def recipe_texts(request: Request) -> list[str]:
+    """Return the training documents of a request."""
+    recipe = draft_of(request, Texts(request.texts, request.out)).recipe
+    return [document.text for document in recipe.corpus.training_documents()]

@@ -30,7 +30,7 @@ ORDER = [
     {"masking"},
     {"models.attention"},
     {"models.starts", "models.families"},
-    {"models.cards", "models.lora", "models.weights"},
+    {"models.cards", "models.decoders", "models.lora", "models.weights"},
     {"models.loading", "models.flops"},
     {"text", "report", "testing"},
     {"annotate", "scores"},

@@ -187,7 +187,7 @@ def test_recipes_that_follow_papers_run_to_their_end(name, tmp_path):
         ("phases=3", "phases; got 3; allowed: a list"),
         ("phases=[{}, 3]", "phases.1; got 3; allowed: settings of the form {name: value}"),
         ("phases=[{}, {training.stepz: 3}]", "did you mean 'steps'"),
-        ("phases=[{}, {training.steps: 0}]", "phases.1: training.steps; got 0; allowed: ≥ 1"),
+        ("phases=[{}, {training.steps: -1}]", "phases.1: training.steps; got -1; allowed: ≥ 0"),
         ("phases=[{}, {tokenizer.vocab_size: 99}]", "phases.1 cannot change tokenizer.vocab_size"),
         ("phases=[{}, {model.architecture: bert}]", "phases.1 cannot change model.architecture"),
         ("phases=[{training.seed: 3}]", "phases.0 cannot change training.seed"),

@@ -32,6 +32,12 @@ UPOS = (
 REFERENCE = "no-pretraining"
 """The reserved name of the arm without (further) pre-training."""
 
+BY_LENGTH = "by-length"
+"""The measure of the same tokens in rows of several lengths. Its metrics end with the length."""
+
+WRITES_END = "writes_end"
+"""The field of a configuration that says that a model of masked diffusion writes its end token."""
+
 MEAN_OVER_TASKS = "mean over tasks"
 """The measure of quality against compute that averages tasks with a common unit."""
 

@@ -19,6 +19,7 @@ from maskwise.base.folders import CARD, OutputFolder, copy_texts, credit, fill_f
 from maskwise.base.plugins import Table
 from maskwise.base.specs import build, find
 from maskwise.changes.base import Change, Changed, TrainingText
+from maskwise.changes.bidirectional import Bidirectional
 from maskwise.changes.layers import KeptLayers
 from maskwise.changes.new_tokens import NewTokens
 from maskwise.changes.positions import Positions
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 _BUILT_IN: dict[str, type[Change]] = {
+    "bidirectional": Bidirectional,
     "layers": KeptLayers,
     "new-tokens": NewTokens,
     "positions": Positions,
@@ -209,12 +211,13 @@ def _fill(
     )
     tokenizer.save_pretrained(new)
     facts["warnings"] += copy_texts(folder, KEPT, new)
-    listed = "\n".join(f"- `{spec}`" for spec in facts["changes"])
+    listed = "\n".join(f"- `{spec}`: {did['what']}" for spec, did in facts["changes"].items())
     (new / CARD).write_text(f"Changed by {credit()}:\n\n{listed}\n", encoding="utf-8")
 
 
 __all__ = [
     "CHANGES",
+    "Bidirectional",
     "Change",
     "Changed",
     "KeptLayers",

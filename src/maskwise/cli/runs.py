@@ -180,6 +180,14 @@ def adapt(
             help="Words of your text that become tokens, in one more arm (docs/adapt.md).",
         ),
     ] = None,
+    trim_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Keep only so many tokens, the most frequent of your text: what does it cost, and "
+            "does training make up for it (docs/change.md)?",
+        ),
+    ] = None,
     control: Annotated[
         str | None,
         typer.Option(help="Other text, for one more arm: is it your text that helps?"),
@@ -220,7 +228,8 @@ def adapt(
         typer.Option(
             min=1,
             max=MOST_SEEDS,
-            help="Runs of each arm. Default: 6, the least that can decide; 7 with --new-words.",
+            help="Runs of each arm. Default: the least that can decide: 6; 7 with --new-words or "
+            "--trim-tokens.",
         ),
     ] = None,
     seeds: Annotated[
@@ -250,7 +259,7 @@ def adapt(
     from maskwise.studies.forecast import time_words
 
     refuse_both(runs, seeds)
-    of_runs: int | tuple[int, ...] = runs or default_runs(new_words, control)
+    of_runs: int | tuple[int, ...] = runs or default_runs(new_words, control, trim_tokens)
     if seeds is not None:
         of_runs = (*seeds_of(seeds, "--seeds"),)
     request = Request(
@@ -261,6 +270,7 @@ def adapt(
         arms=(*map(str.strip, arms.split(",")),),
         policy=policy,
         new_words=new_words,
+        trim_tokens=trim_tokens,
         control=control,
         keep=keep,
         replay=replay,

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from maskwise.base.constants import BY_LENGTH
 from maskwise.base.devices import best_device
 from maskwise.base.errors import MaskwiseError, items_of, option, require_known
 from maskwise.base.plugins import Table, is_foreign
 from maskwise.base.printing import note
 from maskwise.base.specs import Call, build, parse_call, with_options
 from maskwise.evaluation.measure import HeldOutText, Measure, TextMeasure
+from maskwise.evaluation.measures.by_length import ByLength
 from maskwise.evaluation.measures.cloze import Cloze
 from maskwise.evaluation.measures.heldout import (
     BOUND,
@@ -73,6 +75,7 @@ MEASURES: Table[Callable[..., Measure]] = Table(
         BOUND: DiffusionBound,
         PSEUDO_PERPLEXITY: PseudoPerplexity,
         "word-loss": WordLoss,
+        BY_LENGTH: ByLength,
         CLOZE: cloze,
         PAIRS: pairs,
         "text-loss": TextLoss.read,
@@ -139,6 +142,11 @@ def measure_of(spec: str | Call) -> Measure:
     return made
 
 
+def reads_documents(measures: Iterable[Measure]) -> bool:
+    """Return whether one of several measures reads the documents of held-out text."""
+    return any(isinstance(each, TextMeasure) and each.reads_documents for each in measures)
+
+
 def _by_name(measures: Iterable[Measure]) -> dict[str, Measure]:
     """Return measures keyed by name."""
     found: dict[str, Measure] = {}
@@ -171,7 +179,7 @@ def evaluate(
             of the held-out rows, which no frequencies of another text can beat. Without held-out
             rows, measures of held-out text are left out.
         measures: the measures, or settings that name them (``load_measures``).
-        texts: held-out documents for the loss of words.
+        texts: held-out documents, for measures that read these.
         folder: a folder for further files of a measure; None to write nothing.
 
     Returns:

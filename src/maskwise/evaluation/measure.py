@@ -131,10 +131,13 @@ class TextMeasure(Measure):
     Attributes:
         text: the text, while the measure is taken.
         counted: the attribute that says how many rows or documents of the text are read at most.
+        reads_documents: whether the measure reads ``text.documents``, which prepared rows do not
+            keep.
     """
 
     text: HeldOutText
     counted: ClassVar[str] = ""
+    reads_documents: ClassVar[bool] = False
 
     def size(self) -> int:
         return getattr(self, self.counted, 0)

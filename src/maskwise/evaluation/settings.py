@@ -53,7 +53,7 @@ class EvaluationSettings(Settings):
     """Maximum number of held-out rows for the loss."""
     measures: Judgement[Several[str]] = ()
     """Further measures (``maskwise list measures``), optionally with arguments: ``bound(8)``,
-    ``pseudo-perplexity(16)``, ``word-loss(100)``, ``pairs('bundled:pairs')``,
+    ``pseudo-perplexity(16)``, ``word-loss(100)``, ``by-length(512)``, ``pairs('bundled:pairs')``,
     ``cloze('facts.jsonl', items=500)``, ``text-loss('general.txt')``, or those of other packages.
     """
 

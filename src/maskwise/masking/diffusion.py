@@ -47,7 +47,7 @@ find τ.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -57,6 +57,7 @@ from maskwise.base.errors import MaskwiseError, require_known, whole_number
 from maskwise.base.specs import Call
 from maskwise.masking.arrays import flags, is_tensor, whole_numbers
 from maskwise.masking.corruptions import Corruption, mask_only
+from maskwise.masking.corruptions.base import Masked
 from maskwise.masking.draws import Array, Draws, Purpose, content_ids, fold, unit_interval
 from maskwise.masking.line import Line
 from maskwise.masking.masker import Masker
@@ -265,6 +266,12 @@ class Noise(Masking):
                 got=f"corruption {self.corruption}, predict {self.predict}",
                 do="use corruption mask-only and predict 1.0",
             )
+        if self.ends != "none" and self.policy.unit_kind is not UnitKind.TOKEN:
+            raise MaskwiseError(
+                "ends of texts are no words, so the policy must mask single tokens",
+                got=f"policy {self.policy}, ends: {self.ends}",
+                do="use policy token, or ends: none",
+            )
         if self.policy.needs_ratio:
             raise MaskwiseError(
                 "masked diffusion needs a policy whose units do not depend on the masking rate",
@@ -325,6 +332,9 @@ class Noising(Masker):
             self._rates = {when: rates}
         return rates
 
+    def corrupted(self, line: Line, when: When) -> tuple[Masked, Choice]:
+        return super().corrupted(with_ends(line, self.masking.ends, self.vocabulary.eos), when)
+
     def choose(self, line: Line, draws: Draws, when: When) -> Choice:
         rates = self.rates(when.step, when.total_steps)
         draws, second = self.paired(line, draws, when)
@@ -339,6 +349,57 @@ class Noising(Masker):
         units = self.cut(line, draws, when)
         exact = self.masking.budget == "exact"
         return noised(units, rates, rates.draw(u_P), draws, exact=exact, second=second)
+
+
+def with_ends(line: Line, ends: str, end: int | None) -> Line:
+    """Return rows in which the ends of texts may be masked, and are targets.
+
+    Args:
+        line: the rows.
+        ends: one of ``settings.ENDS``.
+        end: the id of the end token.
+
+    Raises:
+        MaskwiseError: the tokenizer has no end token, or padding is asked of packed rows.
+
+    >>> from maskwise.masking.line import Frame
+    >>> columns = {"input_ids": np.array([7, 8, 9])}
+    >>> where = {"example_id": np.array([0, 1]), "length": 5, "frame": Frame(1, 2, 0)}
+    >>> line = Line.of_pieces(columns, np.array([1, 2]), np.array([0, 1]), **where)
+    >>> with_ends(line, "token", 2).eligible.astype(int).tolist()
+    [0, 1, 1, 0, 0, 0, 1, 1, 1, 0]
+    >>> with_ends(line, "padding", 2).input_ids.tolist()
+    [1, 7, 2, 2, 2, 1, 8, 9, 2, 2]
+    """
+    if ends == "none":
+        return line
+    if end is None:
+        raise MaskwiseError(
+            "the tokenizer has no end token to learn",
+            got=f"ends: {ends}",
+            do="set tokenizer.eos_token, or ends: none",
+        )
+    # In GPT-2, the end token is also the first one.
+    behind = np.arange(len(line.input_ids)) > line.first[line.piece]
+    behind &= ~line.content
+    if ends == "token":
+        target = behind & line.present & (line.input_ids == end)
+        return replace(line, content=line.content | target, eligible=line.eligible | target)
+    if line.packed:
+        raise MaskwiseError(
+            "padding is a target only if every row has one text",
+            got="rows with several texts",
+            do="set corpus.layout: document, or masking.ends: token",
+        )
+    padding = behind & ~line.present
+    target = padding | (behind & (line.input_ids == end))
+    return replace(
+        line,
+        input_ids=np.where(padding, end, line.input_ids),
+        attention_mask=None,
+        content=line.content | target,
+        eligible=line.eligible | target,
+    )
 
 
 def noised(

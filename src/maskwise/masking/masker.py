@@ -435,6 +435,8 @@ class Masker:
             names.append("keep")
         if self.masking.visits != "random":
             names.append("visits")
+        if self.masking.ends != "none":
+            names.append("ends")
         if self.masking.exclude:
             names.append("exclude")
         shown = {}

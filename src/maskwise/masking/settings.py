@@ -48,6 +48,10 @@ MOST_TARGETS = 2**31 - 1
 # Source: masked diffusion models of 2025.
 VISITS = ("random", "complement")
 
+ENDS = ("none", "token", "padding")
+"""What a model learns of the ends of texts, in masked diffusion: nothing; the end token; or the end
+token in all places behind the text, up to the end of the row."""
+
 
 def _unchanged(value: Any) -> Any:
     return value
@@ -72,7 +76,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
 }
 """The functions that parse settings. Each returns a value that is parsed already as it is."""
 PARSED = {"policy": Policy, "ratio": Schedule, "predict": Schedule, "corruption": Corruption}
-KNOWN = {"budget": BUDGETS, "fill": FILLS, "visits": VISITS}
+KNOWN = {"budget": BUDGETS, "fill": FILLS, "visits": VISITS, "ends": ENDS}
 
 
 def parsed_setting(name: str, written: Any) -> Any:
@@ -113,6 +117,7 @@ class Masking:
     keep: str | None = None
     visits: str = "random"
     exclude: tuple[str, ...] = ()
+    ends: str = "none"
 
     @classmethod
     def of(cls, **settings: Any) -> Self:
@@ -178,7 +183,15 @@ class Masking:
         self._check()
 
     def _check(self) -> None:
-        """Raise if ``visits`` fixes which units are masked, and another setting may change them."""
+        """Raise if ``visits`` fixes which units are masked, and another setting may change them; or
+        if ``ends`` are asked, which only masked diffusion predicts.
+        """
+        if self.ends != "none":
+            raise MaskwiseError(
+                "ends of texts are targets in masked diffusion only",
+                got=f"ends: {self.ends}",
+                do="leave ends out, or set objective: diffusion",
+            )
         if self.visits == "random":
             return
         if self.policy.needs_ratio:
@@ -291,6 +304,11 @@ class MaskingSettings(Settings):
     tokenizer writes them. Special tokens, unknown tokens, the wildcards of proteins and DNA (such
     as X, B, Z and gaps) and spare tokens (such as ``[unused17]``) never are, in training and in
     evaluations."""
+    ends: Weights[str] = "none"
+    """What a model of masked diffusion learns of the ends of texts: ``none``, nothing; ``token``,
+    the end token is a target like any other; ``padding``, the places behind the text have the end
+    token and are targets, too (as in LLaDA), so that a text may end anywhere in a row. Text that it
+    generates then stops at the first end token."""
 
     _values: dict[str, Any] = PrivateAttr()
 
@@ -327,7 +345,7 @@ class MaskingSettings(Settings):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unset(self, dump, "exclude")
+        return without_unset(self, dump, "exclude", "ends")
 
 
 @cache

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from maskwise.base.constants import WRITES_END
 from maskwise.base.devices import best_device
 from maskwise.base.errors import MaskwiseError, finite_number, require_known, whole_number
 from maskwise.evaluation.scoring import predictions
@@ -81,6 +82,7 @@ class Writer:
         nn.Module.to(self.model, best_device())
         self.model.eval()
         self.vocabulary = Vocabulary.of(self.tokenizer)
+        self.ends = bool(getattr(self.model.config, WRITES_END, False))
 
     def read(self, prompt: str, length: int) -> Tensor:
         """Tokenise a prompt. Gaps become masks; without gaps, ``length`` masks follow the prompt.
@@ -191,6 +193,9 @@ class Writer:
         # drawn. Otherwise the random numbers for tokens would depend on the order.
         turn = torch.rand(len(ids), generator=draw)
         yield GenerationStep(0, ids.clone(), self.text(ids))
+        # Text may end behind what the prompt says.
+        said = (ids[: len(ids) - (self.vocabulary.eos is not None)] != mask).nonzero()
+        tail = int(said.max()) + 1 if len(said) else 0
         for step in range(steps):
             left = (ids == mask).nonzero().flatten()
             # The remaining masks are divided equally among the remaining steps, rounded up.
@@ -200,12 +205,19 @@ class Writer:
                 block_of = torch.searchsorted(gaps, left) // block
                 # If the leftmost block has too few masks for this step, add the next blocks.
                 asked = left[block_of <= block_of[count - 1]]
-            token, priority = self._drawn(ids, asked, temperature, draw)
+            token, priority = self._drawn(ids, asked, temperature, draw, tail)
             if order == "random":
                 priority = turn[asked]
             kept = priority.argsort(descending=True, stable=True)[:count]
             ids[asked[kept]] = token[kept]
+            if self.ends:
+                # Nothing is written behind the first end token.
+                ends = [at for at, token in enumerate(ids.tolist()) if token == self.vocabulary.eos]
+                first = next((at for at in ends if at >= tail), len(ids))
+                ids[first:] = int(self.vocabulary.eos or 0)
             yield GenerationStep(step + 1, ids.clone(), self.text(ids))
+            if not (ids == mask).any():
+                return
 
     def text(self, ids: Tensor) -> str:
         """Decode tokens, with ``SHOWN`` for masks and without special tokens at the ends."""
@@ -222,16 +234,22 @@ class Writer:
         return list(encoded["input_ids"])
 
     def _drawn(
-        self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator
+        self, ids: Tensor, places: Tensor, temperature: float, draw: torch.Generator, tail: int
     ) -> tuple[Tensor, Tensor]:
-        """Draw a token for each of M places. Return the tokens and their log p, both (M,)."""
+        """Draw a token for each of M places. Return the tokens and their log p, both (M,).
+
+        From the place ``tail`` on, the text may end if the model has learned it.
+        """
         attention = torch.ones(1, len(ids))
         row = torch.zeros_like(places)
         log_p = predictions(self.model, ids[None], attention, row, places).cpu()
         # A model may have more outputs than its tokenizer has tokens.
         words = torch.zeros(log_p.shape[1], dtype=torch.bool)
         words[: self.vocabulary.size] = torch.from_numpy(self.vocabulary.eligible)
-        log_p = log_p.masked_fill(~words, -math.inf).log_softmax(-1)
+        allowed = words.repeat(len(places), 1)
+        if self.ends:
+            allowed[places >= tail, self.vocabulary.eos] = True
+        log_p = log_p.masked_fill(~allowed, -math.inf).log_softmax(-1)
         # With a lower temperature, the quotients would overflow.
         if temperature >= COLD:
             token = (log_p / temperature).softmax(-1).multinomial(1, generator=draw).squeeze(1)

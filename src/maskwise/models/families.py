@@ -56,7 +56,11 @@ class Adapter:
 
     def states(self, model: PreTrainedModel, inputs: Tensors) -> Tensor:
         """(B, L, H): the input of the prediction head, a hidden state for each label."""
-        return self.encoder(model)(**inputs).last_hidden_state
+        return self.aligned(self.encoder(model)(**inputs).last_hidden_state)
+
+    def aligned(self, found: Tensor) -> Tensor:
+        """(B, L, …): states or logits, each at the token that it predicts."""
+        return found
 
     def apart(self, model: PreTrainedModel, inputs: Tensors, documents: Tensor) -> Inputs:
         """Return model inputs with which tokens attend only within the ``documents`` (B, L).
@@ -80,6 +84,17 @@ class Adapter:
             return 0
         pad = config.pad_token_id or 0 if self.pad is None else self.pad
         return pad + 1
+
+
+@dataclass(frozen=True)
+class Decoder(Adapter):
+    """A decoder that sees later tokens. Its head predicts the next token, as it was trained to.
+
+    So a masked token is predicted from the position before it; the first one, from its own.
+    """
+
+    def aligned(self, found: Tensor) -> Tensor:
+        return torch.cat([found[:, :1], found[:, :-1]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -371,7 +386,8 @@ def adapter_of(config: PreTrainedConfig) -> Adapter:
         refuse_version("transformers", ("5.17.0",), fixed="5.18", use="umt5")
     if config.is_encoder_decoder:
         return ENCODER_DECODERS.get(config.model_type, EncoderDecoder())
-    return ENCODERS.get(config.model_type, Adapter())
+    usual = Adapter() if getattr(config, "is_causal", True) else Decoder()
+    return ENCODERS.get(config.model_type, usual)
 
 
 def require_kind(config: PreTrainedConfig, kind: Kind, *, use: str, do: str | None = None) -> None:
@@ -577,7 +593,7 @@ def masked_logits(
     """
     head = prediction_head(model)
     if head is None:
-        return picked(model(**inputs).logits, row, column)
+        return picked(adapter_of(model.config).aligned(model(**inputs).logits), row, column)
     states = adapter_of(model.config).states(model, inputs)
     return head(picked(states, row, column))
 

@@ -33,10 +33,12 @@ from maskwise.base.errors import (
 )
 from maskwise.base.folders import FilesState, files_state
 from maskwise.masking.draws import fold
+from maskwise.models.decoders import is_decoder, require_sees_later
 from maskwise.models.families import (
     ENCODER_DECODERS,
     ENCODERS,
     POSITIONS,
+    Decoder,
     EncoderDecoder,
     Kind,
     adapter_of,
@@ -91,6 +93,7 @@ TASK_MODELS: Mapping[str, str] = {
     "question-answering": "AutoModelForQuestionAnswering",
     "multiple-choice": "AutoModelForMultipleChoice",
     "masked-lm": "AutoModelForMaskedLM",
+    "causal-lm": "AutoModelForCausalLM",
     "embedding": "AutoModel",
     "seq2seq": "AutoModelForSeq2SeqLM",
 }
@@ -441,7 +444,9 @@ def weights_of(config: PreTrainedConfig) -> int:
 
 def language_model(config: PreTrainedConfig) -> AutoClass:
     """Return transformers' class of language models for this configuration."""
-    return auto_class(LANGUAGE_MODELS[adapter_of(config).kind])
+    return auto_class(
+        "causal-lm" if is_decoder(config) else LANGUAGE_MODELS[adapter_of(config).kind]
+    )
 
 
 def build_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedModel:
@@ -672,7 +677,7 @@ def load_config(name: Start, *, kind: Kind | None = "encoder") -> PreTrainedConf
 def require_head(config: PreTrainedConfig, kind: Kind, *, name: Start) -> None:
     """Raise ``MaskwiseError`` unless transformers has a language model of this kind and family."""
     family = config.model_type
-    if family in architectures(kind):
+    if family in architectures(kind) or isinstance(adapter_of(config), Decoder):
         return
     if family in architectures("encoder-decoder"):
         raise MaskwiseError(
@@ -721,6 +726,8 @@ def load_model(
         model, lacking = _load_whole(auto, name, config=config)
         if changed is not None:
             model = changed(model)
+    if is_decoder(model.config):
+        require_sees_later(model)
     if lacking and seed is None:
         raise MaskwiseError(
             f"{str(name)!r} has no MLM head, so it cannot predict tokens",
@@ -779,7 +786,10 @@ def has_head(name: str) -> bool:
 
 @cache
 def _has_head(name: str, state: FilesState) -> bool:
-    auto = language_model(load_config(name, kind=None))
+    config = load_config(name, kind=None)
+    if is_decoder(config) and not isinstance(adapter_of(config), Decoder):
+        return False  # it predicts next tokens only
+    auto = language_model(config)
     with without_advice():
         return not _lacking(auto, name, find_weights(name))
 
@@ -829,6 +839,8 @@ def load_task_model(
             model = build_model(config, auto)
         else:
             model = _load_whole(auto, name, config=config)[0]
+        if isinstance(adapter_of(config), Decoder):
+            require_sees_later(model)
         if head in TASK_KINDS:
             return model
         torch.manual_seed(fold(seed, 0x4EAD))
@@ -938,7 +950,7 @@ def _lacking(auto: AutoClass, name: Start, where: str, **how: Any) -> list[str]:
             do=do,
         )
     for key, stored, wanted in sorted(info["mismatched_keys"]):
-        if key in inside or auto in map(auto_class, LANGUAGE_MODELS.values()):
+        if key in inside or auto in map(auto_class, ("causal-lm", *LANGUAGE_MODELS.values())):
             raise MaskwiseError(
                 f"the weights of {str(name)!r} do not fit its config.json",
                 got=f"{key} of shape {tuple(stored)} instead of {tuple(wanted)}",

@@ -26,6 +26,7 @@ OBJECTIVES: Table[type[Objective]] = Table(
     "maskwise.objectives",
     {
         "mlm": "maskwise.objectives.mlm:MaskedLanguageModelling",
+        "mntp": "maskwise.objectives.mlm:MaskedNextTokenPrediction",
         "emlm": "maskwise.objectives.mlm:EntityMaskedLanguageModelling",
         "atd": "maskwise.objectives.discriminative:AddedTokenDetection",
         "dtd": "maskwise.objectives.discriminative:DeletedTokenDetection",
@@ -79,7 +80,7 @@ class ObjectiveSettings(Settings):
     """
 
     objective: Weights[str]
-    """The name of the objective, with or without arguments: mlm, emlm, atd, dtd,
+    """The name of the objective, with or without arguments: mlm, mntp, emlm, atd, dtd,
     cse(temperature=0.05), rtd, clm, diffusion, tsdae, denoise, distil("bundled:encoder").
     """
     masking: Weights[dict[str, Any]] = {}
@@ -168,5 +169,6 @@ __getattr__ = on_first_use(
         "EntityMaskedLanguageModelling": "mlm",
         "MaskedDiffusion": "mlm",
         "MaskedLanguageModelling": "mlm",
+        "MaskedNextTokenPrediction": "mlm",
     },
 )

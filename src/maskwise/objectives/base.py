@@ -31,7 +31,7 @@ from maskwise.masking.gather import UserRows
 from maskwise.masking.line import Line
 from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.models.attention import reads_ragged_rows
-from maskwise.models.families import Inputs, adapter_of, encoder_of
+from maskwise.models.families import Decoder, Inputs, adapter_of, encoder_of
 from maskwise.models.flops import Work, encoder_attention, encoder_weights, multiplied_weights
 
 if TYPE_CHECKING:
@@ -136,6 +136,9 @@ class Objective(nn.Module, ABC):
 
     alone = False
     """Whether the objective trains a language model, so that a recipe may have no other."""
+
+    predicts_next = False
+    """Whether the objective trains a decoder that sees later tokens (``families.Decoder``)."""
 
     diffuses = False
     """Whether the objective is masked diffusion, whose defaults replace no setting of the user."""
@@ -313,6 +316,25 @@ class Objective(nn.Module, ABC):
         if self.foreign:
             require_loss(loss, type(self).__name__)
         return loss
+
+
+def require_fitting_head(kind: type[Objective], config: PreTrainedConfig) -> None:
+    """Raise ``MaskwiseError`` if an objective cannot train models of a configuration."""
+    decodes = isinstance(adapter_of(config), Decoder)
+    if decodes and not kind.predicts_next:
+        raise MaskwiseError(
+            "the head of a decoder predicts the token after a position",
+            got=f"{kind.__name__}, which predicts the token at a position",
+            do="set objective: mntp",
+        )
+    if kind.predicts_next and not decodes:
+        raise MaskwiseError(
+            f"{kind.__name__} needs a decoder that sees later tokens",
+            got=config.model_type,
+            do="add bidirectional() to model.changes for a decoder; use objective: mlm for an "
+            "encoder",
+        )
+    kind.check_model(config)
 
 
 def require_loss(loss: object, objective: str) -> None:

@@ -174,6 +174,22 @@ def losses_and_right(
     return losses, right
 
 
+class MaskedNextTokenPrediction(MaskedLanguageModelling):
+    """Cross-entropy of masked tokens, each predicted from the position before it.
+
+    The head of a decoder predicts the next token, so it is used as it was trained; attention sees
+    both sides.
+
+    Formula: sum over targets i of −log p(original token i | corrupted row), read at position i − 1;
+        at position 0 for a target that is the first token of a row.
+    Inputs: a ``MaskedBatch``, or a dict of model inputs with ``labels``.
+    Requirements: a decoder with ``model.changes: bidirectional()``.
+    Source: BehnamGhader et al. 2024 (LLM2Vec, arXiv 2404.05961), section 2.2.
+    """
+
+    predicts_next = True
+
+
 class EntityMaskedLanguageModelling(MaskedLanguageModelling):
     """Masked language modelling on salient spans. Each token of a span is masked with p = 0.5.
 

@@ -45,7 +45,7 @@ class Reason:
 Reasons = dict[str, Reason]
 """Why settings have no effect, by dotted name. The name of a group stands for all its settings."""
 
-OF_ONE_OBJECTIVE = ("ratio", "budget", "fill", "min_targets", "predict", "keep", "visits")
+OF_ONE_OBJECTIVE = ("ratio", "budget", "fill", "min_targets", "predict", "keep", "visits", "ends")
 """Masking settings that have no effect beside those of the objectives: arms are judged on the
 common policy, and on what the common corruption writes."""
 

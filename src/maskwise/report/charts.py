@@ -9,11 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import chain, cycle
 
-from maskwise.base.constants import CORRELATIONS, MEAN_OVER_TASKS
+from maskwise.base.constants import BY_LENGTH, CORRELATIONS, MEAN_OVER_TASKS
 from maskwise.report.drawing import (
     GROUPS,
     MUTED,
     REFERENCE_GREY,
+    ChartSpec,
     Colours,
     View,
     choice_chart,
@@ -90,6 +91,25 @@ def heldout_charts(folder: Folder, colours: Colours) -> list[View]:
         )
         charts.append({"masks": masks, "ratio": ratio, "unigram": unigram, "spec": spec})
     return charts
+
+
+ROW_TOKENS = "tokens in a row"
+"""The axis of losses by the length of rows."""
+
+
+def length_chart(folder: Folder, colours: Colours) -> ChartSpec | None:
+    """Return a chart of the loss of the same tokens by the length of rows, if it was measured."""
+    # What a model gains from its longest rows is seen against the unchanged model.
+    colours = {**colours, folder.reference: REFERENCE_GREY}
+    points = []
+    for (measure, metric), runs in folder.numbers("evaluation").items():
+        if measure == BY_LENGTH:
+            length = int(metric.rpartition(" ")[2])
+            points += [{**point, ROW_TOKENS: length} for point in _points(folder, runs, colours)]
+    if not points:
+        return None
+    points.sort(key=lambda point: point[ROW_TOKENS])
+    return line_chart(points, colours, x=ROW_TOKENS, title="loss, nats", means=True)
 
 
 def _compared(folder: Folder, colours: Colours) -> Colours:

@@ -16,7 +16,7 @@ from statistics import median_low
 
 import numpy as np
 
-from maskwise.base.constants import DIFFUSION, NATS, accuracy_misleads
+from maskwise.base.constants import BY_LENGTH, DIFFUSION, NATS, accuracy_misleads
 from maskwise.base.errors import MaskwiseError
 from maskwise.base.folders import write_page
 from maskwise.base.specs import leaves
@@ -217,6 +217,11 @@ FORESTS = {
         "The loss of the same words for every tokenizer, so arms with different tokenizers are "
         "comparable. The sign is reversed, so better is to the right.",
     ),
+    BY_LENGTH: (
+        "Loss of the same tokens in longer rows",
+        "In nats. The sign is reversed, so better is to the right. Only arms with the same "
+        "tokenizer are comparable.",
+    ),
     "measure": (
         "Other measures",
         "Signs are such that better is to the right.",
@@ -234,7 +239,7 @@ FORESTS = {
 }
 
 
-OWN_FORESTS = ("bound", "words")
+OWN_FORESTS = ("bound", "words", BY_LENGTH)
 """Measures without fine-tuning that have a group of their own, by the same name."""
 WEIGHTED = "The mean over the tasks, each in SDs of its runs and weighted by how certain it is."
 """The note on rows whose plain mean in points or nats does not agree with the test."""
@@ -269,8 +274,7 @@ def _kind_of(row: Contrast) -> str:
     if kind == "evaluation":
         kinds = {"score": "evaluation", "perplexity": "perplexity", NATS: "loss"}
         measure = row["outcome"].split(":")[1]
-        own = measure if measure in OWN_FORESTS else "measure"
-        return kinds.get(row["unit"], own)
+        return measure if measure in OWN_FORESTS else kinds.get(row["unit"], "measure")
     if kind in ("tasks", "heldout"):
         return kind
     return "task"

@@ -27,10 +27,10 @@ from maskwise.evaluation.scoring import evenly_spaced
 from maskwise.jobs.pools import Where, require_cards, require_engine, require_one_process
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind
-from maskwise.models.families import adapter_of, check_room, most_tokens
+from maskwise.models.families import adapter_of, check_room, most_tokens, require_kind
 from maskwise.models.loading import NO_HEAD, check_start, empty_model, has_head, load_config
 from maskwise.objectives import objective as build_objective
-from maskwise.objectives.base import NO_DOCUMENTS
+from maskwise.objectives.base import NO_DOCUMENTS, require_fitting_head
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
 from maskwise.recipe.layers import blamed
@@ -54,7 +54,7 @@ from maskwise.text.rows import held_out_below, holds_out
 from maskwise.text.settings import CorpusSettings, TokenizerSettings
 from maskwise.text.source import source_path
 from maskwise.text.token_rows import TokenRows
-from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note
+from maskwise.text.tokenizers import SAMPLE_CHARACTERS, dna_note, require_mask
 from maskwise.text.words import require_offsets
 from maskwise.training.building import config_from
 from maskwise.training.data import MaskedSource
@@ -330,11 +330,16 @@ def tokenizer_and_config(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrain
         # Character offsets are needed to find the positions of test items and labels in a text.
         needs_offsets = bool(arm.tasks or arm.evaluation.named & {CLOZE, PAIRS})
         tokenizer = load_tokenizer(
-            given, needs_mask=arm.kind == "encoder", needs_words=needs_offsets
+            given,
+            needs_mask=arm.kind == "encoder" and not arm.model.changes,
+            needs_words=needs_offsets,
         )
     config = config_from(arm.model, tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
     for change in arm.model.steps:
         config = change.check(config, tokenizer)
+    if given and arm.kind == "encoder":
+        require_mask(tokenizer, given)
+    require_kind(config, arm.kind, use="training")
     return tokenizer, config
 
 
@@ -480,7 +485,7 @@ def _check_model(
     for setting, link in zip(arm.settings_of("corpus.length"), links):
         check_room(config, link.corpus.length, what=setting)
         for objective in link.trained_by.values():
-            objective.kind.check_model(config)
+            require_fitting_head(objective.kind, config)
             for given in objective.starts:
                 teacher = load_config(given)
                 _check_teacher(given, arm, tokenizer)

@@ -770,6 +770,8 @@ def _targets(link: Recipe, data: Prepared, config: PreTrainedConfig) -> Plain:
     masking policy is learned first.
     """
     only = None
+    if not link.training.steps:
+        return _unknown_targets(link, "it is not trained")
     if link.learns:
         return _unknown_targets(link, "its policy is learned first")
     if link.objectives:

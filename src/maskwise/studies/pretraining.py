@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from maskwise.base.constants import rank_here, ranks_here
+from maskwise.base.constants import WRITES_END, rank_here, ranks_here
 from maskwise.base.errors import MaskwiseError, in_percent
 from maskwise.base.folders import credit
 from maskwise.evaluation.scoring import HeldOut, diffusion_bound, fixed_maskers
@@ -97,10 +97,14 @@ def pretrain(
     counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
     log_unigram = log_frequencies(counts)
     network = network_of(recipe, data, log_unigram)
+    if recipe.masking.ends != "none":
+        setattr(network.config, WRITES_END, True)
     made = learning(network, data, recipe)
     sources: Iterable[Source] = [made.source]
     if isinstance(made.source, SeveralSources):
         sources = made.source.sources.values()
+    if not training.steps:
+        sources = ()
     for source in sources:
         # Objectives that mask nothing, such as sentence contrast, have no masker.
         if isinstance(source, MaskedSource) and isinstance(source.masker, Masker):
@@ -109,7 +113,7 @@ def pretrain(
     # Evaluations during training use the masks of the study's final evaluation, and its rows unless
     # they choose the best state.
     best = None
-    if training.patience is not None:
+    if training.patience is not None and training.steps:
         best = Best(training.patience, every=training.eval_every)
     loss_on = partial(
         held_out_loss,
@@ -184,13 +188,13 @@ def pretrain(
             part=part,
             title=made.title,
         )
-    if done["skipped"] == done["steps"]:
+    if done["skipped"] and done["skipped"] == done["steps"]:
         raise NeverFinite(
             f"the loss or the gradient is not finite in all of {done['steps']} steps",
             got=made.title,
             do="look at the objective, the checkpoint and the learning rate",
         )
-    if not done["targets"]:
+    if training.steps and not done["targets"]:
         raise MaskwiseError(
             "no token was masked during training; the checkpoint was not saved",
             got=made.title,

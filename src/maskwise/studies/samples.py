@@ -61,7 +61,7 @@ def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
         texts = link.corpus.documents()
         long_texts = (document for document in texts if len(document.text) > MIN_CHARACTERS)
         # A short training has fewer steps than are shown of a long one.
-        shown_steps = np.unique(np.linspace(0, steps - 1, MOMENTS).round().astype(int))
+        shown_steps = np.unique(np.linspace(0, max(0, steps - 1), MOMENTS).round().astype(int))
         shown[run.arm] = []
         for document in islice(long_texts, SAMPLES):
             text = document.text

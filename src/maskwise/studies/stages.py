@@ -38,8 +38,7 @@ from maskwise.base.effects import UNNAMED
 from maskwise.base.errors import MaskwiseError
 from maskwise.base.folders import file_hash
 from maskwise.base.plugins import code_of
-from maskwise.evaluation.evaluate import load_measures
-from maskwise.evaluation.measures.spelling import WORDS
+from maskwise.evaluation.evaluate import load_measures, reads_documents
 from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.learning.settings import OF_THE_MODEL
 from maskwise.models.starts import TOKENIZER_FILES, resolve_start
@@ -495,7 +494,7 @@ def evaluate_stage(
     how: Plain = {}
     # The text is part of the name through its prepared rows. Rows of Python may have been moved
     # since these were prepared, so where the text is now is not read from their folder.
-    if WORDS in what["content"]:
+    if reads_documents(load_measures(settings).values()):
         how = {key: prepared.what[key] for key in ("corpus", "corpus_content")}
     return _stage_on("evaluate", recipe, what, prepared, pretrained, how)
 

@@ -32,9 +32,8 @@ from maskwise.base.folders import (
 )
 from maskwise.base.specs import Call
 from maskwise.changes import change_of, changed_tokens
-from maskwise.evaluation.evaluate import evaluate, load_measures
+from maskwise.evaluation.evaluate import evaluate, load_measures, reads_documents
 from maskwise.evaluation.measures.overlap import overlap_record
-from maskwise.evaluation.measures.spelling import WORDS
 from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.jobs.pools import many_threads
 from maskwise.masking.policies.given import LearnedPolicy
@@ -453,8 +452,7 @@ def _evaluate(stage: Stage, store: StageStore) -> Plain:
     if apart:
         _, verdict = dev_and_verdict(data.held_out)
         data = replace(data, held_out=verdict)
-    if WORDS in measures:
-        # The words are masked in the text itself, which prepared rows do not keep.
+    if reads_documents(measures.values()):
         require_same_text(stage.how)
         corpus = CorpusSettings(**stage.how["corpus"])
         documents = corpus.held_out_documents()

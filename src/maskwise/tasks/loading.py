@@ -109,7 +109,7 @@ _BUILT_IN = {
 }
 KINDS = Table("kind of task", "maskwise.kinds", _BUILT_IN, of=TaskKind)
 """The kinds of tasks. To add a kind, create a ``TaskKind`` and list it here."""
-POOLINGS = ("mean", "cls", "dev")
+POOLINGS = ("mean", "cls", "last", "dev")
 # These two bundled tasks are read from the same file, but have different label columns.
 _LABEL_OF = {"ud-pos": "tags", "ud-relations": "relations"}
 
@@ -163,8 +163,8 @@ def load_task(
         metric: one of the kind's metrics. The default is entity-f1 for tags of entities, that of
             the card, and the kind's first metric otherwise.
         classes: the number of different labels in all rows, if another number shall be an error.
-        pooling: "mean" (the default), "cls" or "dev", of kinds that do not train the encoder: see
-            ``Task``.
+        pooling: "mean" (the default), "cls", "last" or "dev", of kinds that do not train the
+            encoder: see ``Task``.
         train_rows, test_rows: see ``Task.with_train_rows`` and ``Task.with_test_rows``.
         name: the task's name in records, by default derived from ``spec``.
         settings: settings of the kind, such as ``beams`` (see ``written.generation``).

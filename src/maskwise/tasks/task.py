@@ -224,8 +224,8 @@ class Task:
             the kind was given, or if the rows never change.
         skipped: the number of dropped rows, keyed by "split: reason".
         notes: notes on columns and labels, and on the origin of the splits.
-        pooling: how a frozen encoder's token vectors become one vector: "mean", "cls", or "dev" to
-            use whichever of the two scores better on dev.
+        pooling: how a frozen encoder's token vectors become one vector: "mean", "cls", "last", or
+            "dev" to use whichever of the first two scores better on dev.
 
     >>> from maskwise.tasks.loading import load_task
     >>> task = load_task("ud-pos(train_rows=40)")

@@ -415,12 +415,18 @@ def check_length(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the padding id of a fast tokenizer; raise an error for any other tokenizer."""
+    """Return the padding id of a fast tokenizer; raise an error for any other tokenizer.
+
+    Decoders often have none. No token attends to padding, so the end token will do.
+    """
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise MaskwiseError("tasks need a fast tokenizer", got=type(tokenizer).__name__)
-    if tokenizer.pad_token_id is None:
+    found = tokenizer.pad_token_id
+    if found is None:
+        found = tokenizer.eos_token_id
+    if found is None:
         raise MaskwiseError("the tokenizer has no padding token", do="set tokenizer.pad_token")
-    return int(tokenizer.pad_token_id)
+    return int(found)
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase, *, words: bool = False) -> str:
@@ -495,7 +501,8 @@ def embed(network: PreTrainedModel, flat: Flat, *, pooling: str = "mean") -> Ten
         network: an encoder without a head.
         flat: the texts (``encode_texts``).
         pooling: "mean" for the mean of the last layer over all tokens, including special tokens, as
-            in sentence-transformers; "cls" for the first token.
+            in sentence-transformers; "cls" for the first token; "last" for the last one, the
+            only one that sees a whole text in a decoder.
 
     Raises:
         MaskwiseError: an embedding is not finite.
@@ -508,6 +515,8 @@ def embed(network: PreTrainedModel, flat: Flat, *, pooling: str = "mean") -> Ten
             states = output.last_hidden_state.float()
             if pooling == "cls":
                 pooled = states[:, 0]
+            elif pooling == "last":
+                pooled = states[torch.arange(len(states)), attention.sum(1) - 1]
             else:
                 real = attention.unsqueeze(-1)
                 pooled = (states * real).sum(1) / real.sum(1)

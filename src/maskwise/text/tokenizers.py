@@ -131,14 +131,18 @@ def load_tokenizer(
             do=no_offsets(),
         )
     if needs_mask:
-        for kind in ("mask", "pad"):
-            if getattr(tokenizer, f"{kind}_token_id") is None:
-                raise MaskwiseError(
-                    f"{name} has no {kind} token",
-                    do="add one: tokenizer.add_special_tokens("
-                    f'{{"{kind}_token": "[{kind.upper()}]"}})',
-                )
+        require_mask(tokenizer, name)
     return tokenizer
+
+
+def require_mask(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise an error if a tokenizer has no mask token or no padding token."""
+    for kind in ("mask", "pad"):
+        if getattr(tokenizer, f"{kind}_token_id") is None:
+            raise MaskwiseError(
+                f"{name} has no {kind} token",
+                do=f'add one: tokenizer.add_special_tokens({{"{kind}_token": "[{kind.upper()}]"}})',
+            )
 
 
 def _loaded(where: str) -> Any:

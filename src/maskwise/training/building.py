@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from maskwise.base.constants import Kind
 from maskwise.base.errors import MaskwiseError
 from maskwise.changes import changed_model
-from maskwise.models.families import check_fit
+from maskwise.models.families import check_fit, require_kind
 from maskwise.models.loading import (
     empty_model,
     load_config,
@@ -36,7 +36,9 @@ def config_from(
             setting cannot be changed in a pre-trained model.
     """
     if settings.pretrained:
-        config = with_fields(load_config(settings.pretrained, kind=kind), settings.settings)
+        # A change may make a model of this kind.
+        asked = None if settings.changes else kind
+        config = with_fields(load_config(settings.pretrained, kind=asked), settings.settings)
     else:
         config = new_config(
             settings.architecture,
@@ -105,7 +107,7 @@ def model_from(
     if settings.pretrained:
         network = load_model(
             settings.pretrained,
-            kind=kind,
+            kind=None if settings.changes else kind,
             seed=seed,
             log_unigram=bias,
             config=config,
@@ -113,6 +115,7 @@ def model_from(
                 changed_model, changes=settings.steps, origins=origins, tokenizer=tokenizer
             ),
         )
+        require_kind(network.config, kind, use="training")
         check_fit(network.config, len(tokenizer), do="set tokenizer.name to the model's tokenizer")
     else:
         network = new_model(config, seed=seed, log_unigram=bias)

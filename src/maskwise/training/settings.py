@@ -49,9 +49,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainingSettings(Settings, allow_inf_nan=False):
     """The settings of a training run, for pre-training or for fine-tuning."""
 
-    steps: Weights[Count] = 1000
+    steps: Weights[Whole] = 1000
     """Number of optimiser updates. The schedules of masking and of the learning rate end with the
-    last update."""
+    last update. 0 trains nothing: the model is measured as it was loaded and changed."""
 
     batch_size: Weights[Count] = 32
     """Rows per update, over all ranks and micro-batches."""

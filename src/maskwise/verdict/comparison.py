@@ -174,7 +174,7 @@ def compared(
     The primary outcome is ``study.outcome``. Without it, or if a side is the untrained model and
     has no such outcome, it is the mean over tasks. Without tasks, it is the held-out loss on the
     arm's own kind of mask, or, if this loss is not comparable, the first evaluation with a chance
-    level.
+    level, or the first one that is comparable, such as the loss of words.
 
     Args:
         table: the outcomes of the compared runs.
@@ -191,7 +191,8 @@ def compared(
     scores = [name for name in both if table.scales[name].unit == "score"]
     candidates = [*tasks, *own, *scores]
     if own and table.incomparable(arm, baseline, own[0]):
-        candidates = [*tasks, *scores, *own]
+        others = [name for name in both if not table.incomparable(arm, baseline, name)]
+        candidates = [*tasks, *scores, *others, *own]
     failures = max(table.failures[arm], table.failures[baseline])
     if not candidates and failures == len(table.study["seeds"]):
         # All runs of a side failed. A row without pairs keeps the contrast in its family.

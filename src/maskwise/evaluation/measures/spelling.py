@@ -112,6 +112,7 @@ class WordLoss(TextMeasure):
 
     name = WORDS
     counted = "documents"
+    reads_documents = True
     documents: int = 100
 
     def __post_init__(self) -> None:

@@ -11,7 +11,13 @@ from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
 from maskwise.studies.adapt.draft import new_head_words
 from maskwise.studies.adapt.forgotten import forgotten_of, forgotten_words
-from maskwise.studies.adapt.request import NEW_WORDS, OTHER_TEXT, Request, invocation_of
+from maskwise.studies.adapt.request import (
+    NEW_WORDS,
+    OTHER_TEXT,
+    TRIMMED,
+    Request,
+    invocation_of,
+)
 from maskwise.training.best import best_at
 from maskwise.training.parts import parts_of
 from maskwise.verdict.words import guessed_sentence, is_reason
@@ -83,7 +89,7 @@ def answer_sentences(result: Plain, recipe: Recipe, *, forgotten: str = "") -> I
         brief = brief[0].lower() + brief[1:]
     yield f"{ANSWERS.get(_finding(row), '')} {brief}".lstrip()
     guessed = guessed_sentence(result.get("guessed", ()))
-    others = [_overlap(row), guessed.strip(), _new_words(result, row), _whose_text(result, row)]
+    others = [_overlap(row), guessed.strip(), *_of_tokens(result, row), _whose_text(result, row)]
     yield from filter(None, [*others, row["outlook"], forgotten, _cost(result, row, recipe)])
 
 
@@ -101,12 +107,12 @@ def _overlaps(row: Plain) -> list[Plain]:
     return [flag for flag in flags if not flag["facts"].get("minor")]
 
 
-def _new_words(result: Plain, row: Plain) -> str:
-    """Return the sentence on the arm with new words; "" without it."""
+def _of_tokens(result: Plain, row: Plain) -> Iterator[str]:
+    """Yield a sentence on each arm that answers a question about tokens."""
+    asked = {TRIMMED: "Fewer tokens, without training", f"{row['arm']}{NEW_WORDS}": "New words"}
     for other in result["contrasts"]:
-        if other["primary"] and other["arm"] == f"{row['arm']}{NEW_WORDS}":
-            return f"New words: {other['brief']}"
-    return ""
+        if other["primary"] and other["arm"] in asked:
+            yield f"{asked[other['arm']]}: {other['brief']}"
 
 
 def _cost(result: Plain, row: Plain, recipe: Recipe) -> str:

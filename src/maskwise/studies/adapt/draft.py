@@ -30,7 +30,15 @@ from maskwise.recipe.layers import (
     with_overrides,
 )
 from maskwise.recipe.yamls import Plain
-from maskwise.studies.adapt.request import GENERAL_MASKS, PAIRS, PASSAGES, STEPS, USUAL_ARM, Request
+from maskwise.studies.adapt.request import (
+    GENERAL_MASKS,
+    PAIRS,
+    PASSAGES,
+    STEPS,
+    TRIMMED,
+    USUAL_ARM,
+    Request,
+)
 from maskwise.studies.adapt.title_pairs import write_pairs
 from maskwise.studies.checks import check_names, cut_share, row_sizes
 from maskwise.studies.from_files import (
@@ -429,20 +437,28 @@ def _draft(request: Request, found: TextsRead, overrides: Sequence[str]) -> Draf
                 if masks == "token" or with_words
             ]
         }
+    # What changes of the tokens are worth does not depend on another answer, so the questions are
+    # one family.
+    of_tokens = []
+    if request.trim_tokens:
+        of_tokens.append(f"trim-tokens({request.trim_tokens})")
+        changes["model"]["changes"] = [*of_tokens]
+        arms[TRIMMED] = {**arms[first], f"{last}training.steps": 0}
+        if request.lengths is not None:
+            arms[TRIMMED][f"{last}training.lengths"] = None
+        changes["study"]["contrasts"].append([TRIMMED, REFERENCE])
     if request.extended:
-        arms[request.extended] = {
-            **arms[first],
-            "model.changes": [f"new-tokens({request.new_words})"],
-        }
-        # Whether new words help does not depend on another answer, so the questions are one family.
+        of_tokens.append(f"new-tokens({request.new_words})")
+        arms[request.extended] = {**arms[first], "model.changes": [*of_tokens]}
         changes["study"]["contrasts"].append([request.extended, first])
+    if of_tokens:
         changes["study"]["gate"] = None
     shipped = layer_of_file(recipe_path("adapt"))
     del shipped[f"study.arms.{USUAL_ARM}"]
     changes["study"]["arms"] = arms
     settings = {name: each for name, each in (shipped | layer(changes)).items() if each is not None}
     written = with_overrides(settings, overrides)
-    if request.extended:
+    if of_tokens:
         # No other loss compares arms with different tokens, so a list of the user's keeps it.
         measures = EvaluationSettings(measures=written.get("evaluation.measures") or ())
         if "word-loss" not in measures.named:

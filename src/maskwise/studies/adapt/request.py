@@ -19,6 +19,8 @@ GENERAL_TEXT, PASSAGES = "general text", "general-text"
 GENERAL_MASKS = {GENERAL_TEXT: "token", f"{GENERAL_TEXT}, words": "whole-word"}
 """The measures on general text, with the masks of each."""
 NEW_WORDS = "-new-words"
+TRIMMED = "trimmed"
+"""The arm that has fewer tokens, and is not trained."""
 OTHER_TEXT = "-other-text"
 """The end of the name of an arm that is trained on other text."""
 
@@ -92,6 +94,8 @@ class Request:
         policy: the folder of a learned masking policy, for an additional arm ``learned``.
         new_words: the number of words of the text that become tokens in an additional arm, which is
             compared with the first arm.
+        trim_tokens: the number of tokens that all arms keep, the most frequent ones of the text;
+            an additional arm is not trained, and both are compared with the unchanged model.
         control: another corpus, on which an additional arm is trained in the same way as the first,
             which is compared with it.
         keep: general text, for what the arms forget of it: a corpus, ``OFF`` for none, or None for
@@ -120,6 +124,7 @@ class Request:
     arms: tuple[str, ...] = (USUAL_ARM,)
     policy: str | None = None
     new_words: int | None = None
+    trim_tokens: int | None = None
     control: str | None = None
     keep: str | None = None
     replay: float | None = None
@@ -156,7 +161,7 @@ class Request:
     @property
     def least_runs(self) -> int:
         """The least number of runs of each arm with which every question can be decided."""
-        return default_runs(self.new_words, self.control)
+        return default_runs(self.new_words, self.control, self.trim_tokens)
 
     @property
     def runs(self) -> int:
@@ -173,6 +178,7 @@ class Request:
             "arms",
             "policy",
             "new_words",
+            "trim_tokens",
             "control",
             "keep",
             "replay",
@@ -194,15 +200,18 @@ class Request:
         return invocation_of("adapt", asked.model, asked.texts, overrides=settings, **given)
 
 
-def default_runs(new_words: int | None, control: object = None) -> int:
+def default_runs(
+    new_words: int | None, control: object = None, trim_tokens: int | None = None
+) -> int:
     """Return the default number of runs: the least that can decide every question.
 
-    Questions that are tested one after the other do not lower each other's level. New words do not
-    depend on the answer to another question, so all questions are then one family.
+    Questions that are tested one after the other do not lower each other's level. Changes of the
+    tokens do not depend on the answer to another question, so all questions are then one family.
     """
+    of_tokens = [change for change in (new_words, trim_tokens) if change is not None]
     questions = 1
-    if new_words is not None:
-        questions = 2 if control is None else 3
+    if of_tokens:
+        questions += len(of_tokens) + (control is not None)
     return statistics.fewest_runs(ALPHA / questions)
 
 

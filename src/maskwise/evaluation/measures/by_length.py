@@ -1,0 +1,176 @@
+"""The loss of the same tokens in rows of different lengths: does a longer row help?
+
+A model that reads longer rows than before (``positions``) may gain from them, ignore the additional
+text, or be harmed by positions that it does not know. The loss at a position of a row does not tell
+these apart, because texts differ at their beginnings and later on. So this measure predicts the
+same tokens at the end of longer and longer rows: they stand at the last positions of each length,
+and only what is before them differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+
+from maskwise.base.constants import BY_LENGTH, NATS
+from maskwise.base.errors import MaskwiseError, whole_number
+from maskwise.evaluation.measure import TextMeasure
+from maskwise.masking.draws import Array, fold
+from maskwise.masking.line import Frame
+from maskwise.models.families import masked_logits, most_tokens
+from maskwise.results.measurements import Measurement
+from maskwise.text import read_documents, tokenise
+from maskwise.text.words import tokens_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+SHORTEST = 32
+"""The minimum number of tokens in a row."""
+SHARE = 0.15
+"""The share of the tokens at the end of a row that are masked."""
+SEED = 0x1E46
+TOKENS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class ByLength(TextMeasure):
+    """The loss of the same masked tokens in rows of 32, 64, … tokens, in nats per token.
+
+    Attributes:
+        longest: the number of tokens in the longest row; lengths are its halves, quarters, and so
+            on. A model that cannot read a length is measured up to the longest that it reads.
+        rows: the maximum number of rows of each length.
+        documents: the maximum number of documents, of which those with a row of ``longest`` tokens
+            are used.
+    """
+
+    name = BY_LENGTH
+    counted = "rows"
+    reads_documents = True
+    longest: int = 512
+    rows: int = 64
+    documents: int = 1000
+
+    def __post_init__(self) -> None:
+        whole_number("longest of by-length", self.longest, least=SHORTEST)
+        whole_number("rows of by-length", self.rows, least=1)
+        whole_number("documents of by-length", self.documents, least=1)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The lengths of the rows, the shortest first.
+
+        >>> ByLength(200).lengths
+        [50, 100, 200]
+        """
+        halved = [self.longest]
+        while halved[-1] // 2 >= SHORTEST:
+            halved.append(halved[-1] // 2)
+        return halved[::-1]
+
+    def measure(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+    ) -> list[Measurement]:
+        frame = Frame.of(tokenizer)
+        texts = self.text.first(self.documents)
+        whole = [*long_parts(texts, frame.room(self.longest), tokenizer)]
+        if not whole:
+            raise MaskwiseError(
+                f"by-length: no document has {self.longest:,} tokens",
+                got=f"{len(texts):,} documents",
+                do="measure longer documents, or shorter rows: by-length(256)",
+            )
+        chosen = [whole[at * len(whole) // self.rows] for at in range(self.rows)]
+        if len(whole) <= self.rows:
+            chosen = whole
+        end = frame.room(self.lengths[0])
+        found = []
+        for length in self.lengths:
+            if length > most_tokens(model.config):
+                break
+            losses = end_losses(model, tokenizer, chosen, length=length, end=end)
+            found.append(
+                Measurement(
+                    measure=self.name,
+                    metric=f"nats per token at {length}",
+                    unit=NATS,
+                    value=float(losses.mean()),
+                    higher_is_better=False,
+                    items=len(losses),
+                    item_error=float(losses.std() / len(losses) ** 0.5),
+                )
+            )
+        if not found:
+            raise MaskwiseError(
+                "by-length: this model reads no row of the shortest length",
+                got=f"{most_tokens(model.config):,} tokens",
+                allowed=f"≥ {self.lengths[0]:,}",
+            )
+        return found
+
+
+def long_parts(
+    texts: Iterable[str], size: int, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Array]:
+    """Yield parts (``size``,) of the tokens of each text that is long enough."""
+    fast = cast("PreTrainedTokenizerFast", tokenizer)
+    for batch in tokenise(read_documents([*texts]), fast):
+        ids = np.split(batch.columns["input_ids"], np.cumsum(batch.lengths)[:-1])
+        for document in ids:
+            for first in range(0, len(document) - size + 1, size):
+                yield document[first : first + size]
+
+
+def end_losses(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    parts: list[Array],
+    *,
+    length: int,
+    end: int,
+) -> Array:
+    """Return the losses (M,) of masked tokens among the last ``end`` of each part.
+
+    Args:
+        parts: parts of documents, each at least as long as a row.
+        length: the number of tokens in a row, with special tokens.
+        end: the number of tokens of which some are masked; the same ones for every length.
+    """
+    frame = Frame.of(tokenizer)
+    room = frame.room(length)
+    device = next(model.parameters()).device
+    before = [frame.first] * (frame.first >= 0)
+    behind = [frame.last] * (frame.last >= 0)
+    rows, places = [], []
+    for number, part in enumerate(parts):
+        rows.append([*before, *part[-room:].tolist(), *behind])
+        # The choice depends on the end alone, which is the same for every length.
+        order = np.argsort([fold(tokens_id(part[-end:]), SEED, at) for at in range(end)])
+        first = len(before) + room - end
+        places += [(number, first + at) for at in np.sort(order[: max(1, round(SHARE * end))])]
+    truth = torch.tensor(rows)
+    shown = truth.clone()
+    row, column = torch.tensor(places).unbind(1)
+    shown[row, column] = int(tokenizer.mask_token_id)
+    losses = []
+    at_once = max(1, TOKENS_AT_ONCE // length)
+    for first in range(0, len(rows), at_once):
+        here = (row >= first) & (row < first + at_once)
+        ids = shown[first : first + at_once].to(device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        where = (row[here] - first).to(device), column[here].to(device)
+        logits = masked_logits(model, inputs, *where).float()
+        wanted = truth[row[here], column[here]].to(device)
+        losses.append(torch.nn.functional.cross_entropy(logits, wanted, reduction="none").cpu())
+    return torch.cat(losses).double().numpy()

@@ -1,0 +1,122 @@
+"""The loss of the same tokens in rows of several lengths, for models that read longer rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from maskwise.base.errors import MaskwiseError
+from maskwise.base.folders import read_json, read_lines
+from maskwise.evaluation.evaluate import measure_of
+from maskwise.evaluation.measure import HeldOutText
+from maskwise.evaluation.measures import by_length
+from maskwise.evaluation.measures.by_length import ByLength
+from maskwise.models.loading import load_model, new_config, new_model
+from maskwise.recipe import read_recipe
+from maskwise.report import write_report
+from maskwise.studies import run_study
+from maskwise.text import load_tokenizer, read_documents, train_tokenizer
+
+TEXTS = [document.text for document in read_documents("bundled:wikipedia", limit=60)]
+SMALL = {
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+}
+
+
+@torch.inference_mode()
+def test_the_same_tokens_are_predicted_at_the_end_of_every_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = load_model("bundled:encoder").eval()
+    tokenizer = load_tokenizer("bundled:encoder")
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    usual = by_length.masked_logits
+
+    def watched(model, inputs, row, column):
+        seen.append((inputs["input_ids"], row, column))
+        return usual(model, inputs, row, column)
+
+    monkeypatch.setattr(by_length, "masked_logits", watched)
+    # A rehearsal takes fewer rows, and not fewer documents, which may all be short.
+    measure = ByLength(128).part(3).on(HeldOutText(None, None, TEXTS))  # type: ignore[arg-type]
+    found = {int(row.metric.split()[-1]): row for row in measure.measure(model, tokenizer)}
+    assert [*found] == measure.lengths == [32, 64, 128]
+    assert len({row.items for row in found.values()}) == 1
+    wanted = [number for text in TEXTS for number in text_windows(tokenizer, text, 126)][:3]
+    for (ids, row, column), length in zip(seen, found, strict=True):
+        assert ids.shape == (3, length)
+        # Counted from the end, the masks are at the same places, and the text is the same.
+        assert torch.equal(column - length, seen[0][2] - 32) and torch.equal(row, seen[0][1])
+        assert torch.equal(ids[:, -31:], seen[0][0][:, -31:])
+    # By other code: the whole row is read, and the loss of the masked places is the mean.
+    ids, row, column = seen[-1]
+    truth = ids.clone()
+    chosen = all_windows(tokenizer, 126)
+    chosen = [chosen[at * len(chosen) // 3] for at in range(3)]
+    truth[:, 1:-1] = torch.tensor(np.array(chosen))
+    assert wanted and (ids[row, column] == tokenizer.mask_token_id).all()
+    assert (ids != truth).sum() == len(row)
+    loss = cross_entropy(model(input_ids=ids).logits[row, column], truth[row, column])
+    assert found[128].value == pytest.approx(float(loss), rel=1e-4)
+
+
+def text_windows(tokenizer, text: str, size: int) -> list[list[int]]:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [ids[at : at + size] for at in range(0, len(ids) - size + 1, size)]
+
+
+def all_windows(tokenizer, size: int) -> list[list[int]]:
+    return [part for text in TEXTS for part in text_windows(tokenizer, text, size)]
+
+
+def test_short_documents_are_refused() -> None:
+    measure = measure_of("by-length(512)").on(HeldOutText(None, None, ["Too short."]))  # type: ignore[attr-defined, arg-type]
+    with pytest.raises(MaskwiseError, match="no document has 512 tokens"):
+        measure.measure(load_model("bundled:encoder"), load_tokenizer("bundled:encoder"))
+
+
+@pytest.mark.slow
+def test_a_study_shows_lengths_that_only_a_changed_model_reads(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS, vocab_size=900)
+    model = new_model(new_config("bert", tokenizer, 64, **SMALL), seed=0)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    recipe = read_recipe(
+        {
+            "corpus": {"source": "bundled:wikipedia", "limit": 60, "length": 64, "held_out": 0.3},
+            "model": {"pretrained": str(tmp_path / "model")},
+            "training": {"steps": 2, "batch_size": 4},
+            "evaluation": {"rows": 8, "masks": "token", "measures": "by-length(128)"},
+            "study": {
+                "seeds": 1,
+                "arms": {
+                    "plain": {},
+                    "changed": {"model.changes": "positions(128)", "training.steps": 0},
+                    "longer": {"model.changes": "positions(128)", "corpus.length": 128},
+                },
+            },
+        }
+    )
+    run_study(recipe, tmp_path / "out", jobs=1)
+    lines = [*read_lines(tmp_path / "out" / "records.jsonl")]
+    found = {
+        (line["arm"], line["metric"].split()[-1]): line["value"]
+        for line in lines
+        if line.get("measure") == "by-length"
+    }
+    assert {length for arm, length in found if arm == "plain"} == {"32", "64"}
+    assert {length for arm, length in found if arm == "longer"} == {"32", "64", "128"}
+    # Copied positions change nothing in rows that were short enough.
+    assert found["changed", "64"] == pytest.approx(found["no-pretraining", "64"], rel=1e-5)
+    summary = read_json(tmp_path / "out" / "summary.json")
+    asked = [row for row in summary["contrasts"] if "by-length" in row["outcome"]]
+    assert asked and all(row["unit"] == "nats" for row in asked)
+    page = write_report(tmp_path / "out").read_text(encoding="utf-8")
+    assert "Loss by the length of rows" in page
