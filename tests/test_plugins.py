@@ -663,7 +663,9 @@ def test_objectives_of_other_packages_are_trained_as_they_say(
     mixed = {"objective": {"mlm": {}, "bell": {}}, "masking": {"ratio": "bell"}}
     mix = Recipe.model_validate(mixed)
     assert mix.masking_of(mix.objectives["bell"]).values["ratio"] == schedules.schedule("bell")
-    with pytest.raises(ValueError, match=r"cannot be trained alone.*mlm, mntp, clm, diffusion, .*bell"):
+    with pytest.raises(
+        ValueError, match=r"cannot be trained alone.*mlm, mntp, clm, diffusion, .*bell"
+    ):
         Recipe.model_validate({"objective": "words"})
 
 
