@@ -80,11 +80,33 @@ def shares(**more: Any) -> Rows:
     ]
 
 
+def damaged(content: str, folder: Path) -> object:
+    """Compare a folder of results of which one is something else."""
+    (results(folder) / "a" / "seed-3" / "all_results.json").write_text(content)
+    return mw.compare(folder, **BOTH, columns={"score": "eval_loss"}, lower=["loss"])
+
+
+def into_a_file(below: str, folder: Path) -> object:
+    (folder / "file").write_text("")
+    return mw.compare(shares(), **BOTH).save(folder / "file" / below)
+
+
 def one_more(**cells: Any) -> Rows:
     return [*shares(), {"arm": "a", "seed": 9, "task": "t", "score": 0.5, **cells}]
 
 
 FRAME = pd.DataFrame(shares())
+SUGGESTED: dict[str, Any] = {
+    "arm=path": lambda arm, seed, score: {"Name": f"dew-{arm}{seed}", "seed": seed, "path": arm},
+    "score=NAME": lambda arm, seed, score: {"arm": arm, "seed": seed, "task": "t", "mcc": score},
+    "b is a column": lambda arm, seed, score: {"seed": seed, "task": "t", "a": score, "b": score},
+    "row for each run": lambda arm, seed, score: {"Model": arm, "SST-2": f"{score} ± 0.3"},
+    "decimal point": lambda arm, seed, score: {
+        "arm": arm,
+        "seed": seed,
+        "sst2": f"{100 * score} %",
+    },
+}
 NO_NUMBER: tuple[Any, ...] = (0, -0.1, float("nan"), "x")
 # Tables, and how compare is called, by name; and the facts of the line.
 TABLES: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
@@ -142,6 +164,32 @@ TABLES: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
         )
         for column in ("arm", "seed")
         for lacking in (None, "", float("nan"), pd.NA)
+    },
+    "per cent of one arm": (
+        [{**row, "score": row["score"] * (100 if row["arm"] == "a" else 1)} for row in shares()],
+        {},
+        ("shares", "per cent"),
+    ),
+    **{
+        f"score {it}": (shares(score=it), {}, ("decimal point",))
+        for it in ("0,913", "91.3%", "91 %")
+    },
+    "a task in per cent": (
+        [
+            {"arm": row["arm"], "seed": row["seed"], "t": row["score"], "u": "61 %"}
+            for row in shares()
+        ],
+        {},
+        ("u ", "finite number"),
+    ),
+    # What is suggested fits the values.
+    **{
+        f"columns {do}": (
+            [make(row["arm"], row["seed"], row["score"]) for row in shares()],
+            {},
+            (do,),
+        )
+        for do, make in SUGGESTED.items()
     },
     # What is no table.
     "None": (None, {}, ("NoneType",)),
@@ -224,6 +272,14 @@ ROWS = [
         "compare-means-in-a-cell",
         partial(compared, [{**row, "score": "0.91 ± 0.02"} for row in table(task="t")]),
         ("±", "single run"),
+    ),
+    *(
+        Refusal(f"compare: results {content}", partial(damaged, content), ("seed-3", fact))
+        for content, fact in {"{broken": "read", "[1]": "read", '{"epoch": 3}': "eval_loss"}.items()
+    ),
+    *(
+        Refusal(f"compare into a file {below!r}", partial(into_a_file, below), ("folder", "file"))
+        for below in ("", "below")
     ),
     *(
         Refusal(f"compare: {name}", partial(compared, rows, **more), facts)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
 from maskwise.base.errors import MaskwiseError, in_percent, unknown_name
 from maskwise.results.estimates import outcome_labels, outcome_words
-from maskwise.tasks import load_task
 from maskwise.verdict.flags import rate
 
 
@@ -42,24 +38,6 @@ def test_the_parts_of_an_error_are_whole_and_the_message_is_cut_in_the_middle() 
     error = MaskwiseError(f"the label {'a' * 5000} is no number", got=1.5, allowed=[1], do=LONG)
     assert (error.got, error.allowed, error.do) == (1.5, [1], LONG) and len(error.what) > 5000
     assert str(error).startswith("the label aaa") and "aaa is no number; got 1.5" in str(error)
-
-
-@pytest.mark.parametrize("label", ["a" * 5000, "word " * 1000])
-def test_a_long_label_makes_no_long_error(tmp_path: Path, label: str) -> None:
-    rows = [{"text": f"text {n}", "label": label} for n in range(40)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(MaskwiseError) as caught:
-        load_task(tmp_path / "rows.jsonl")
-    assert len(str(caught.value)) < 1000
-
-
-@pytest.mark.parametrize("split", [{"a": 1}, ["train"], 3, None])
-def test_a_split_that_is_no_text_is_refused(tmp_path: Path, split: object) -> None:
-    rows = [{"text": f"text {n}", "label": "ab"[n % 2], "split": split} for n in range(40)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(MaskwiseError) as caught:
-        load_task(tmp_path / "rows.jsonl")
-    assert "train" in str(caught.value.allowed)
 
 
 def test_shares_in_per_cent_have_no_noise_and_no_exponent() -> None:

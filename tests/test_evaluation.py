@@ -26,7 +26,6 @@ from maskwise import encode
 from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation import (
     EvaluationSettings,
-    load_measures,
     overlap_record,
 )
 from maskwise.evaluation.evaluate import evaluate, evaluate_checkpoint
@@ -400,40 +399,6 @@ def write(path: Path, lines: list[Any]) -> Path:
     return path
 
 
-NO_BAD = "row 1 of .* has no text under sentence_bad; got"
-NO_SENTENCE = "row 1 of .* has no sentence; got obj_label"
-
-
-@pytest.mark.parametrize(
-    ("read", "line", "message"),
-    [
-        (Pairs.read, None, "evaluation file .*a.jsonl is empty"),
-        (Pairs.read, {"sentence_good": "a"}, f"{NO_BAD} sentence_good"),
-        (Pairs.read, {"sentence_good": "a", "sentence_bad": 3}, f"{NO_BAD} 3"),
-        (Pairs.read, "{", "line 1 of .*not JSON.* got {; allowed: JSON lines"),
-        (Pairs.read, "[1]", "record 1 of .* is not a JSON object; got \\[1]"),
-        (Cloze.read, {"masked_sentences": ["[MASK]"]}, "has no answer; got masked_"),
-        (Cloze.read, {"obj_label": " "}, "row 1 of .* has no answer; got ' '"),
-        (Cloze.read, {"obj_label": "a"}, NO_SENTENCE),
-        # A null asks nothing.
-        (Cloze.read, {"obj_label": "a", "sub_label": None, "predicate_id": "P1"}, NO_SENTENCE),
-        (Cloze.read, {"obj_label": "a", "masked_sentences": None}, NO_SENTENCE),
-        (Cloze.read, {"obj_label": "a", "masked_sentences": [None]}, NO_SENTENCE),
-        (Cloze.read, {"obj_label": "a", "evidences": [{"masked_sentence": None}]}, NO_SENTENCE),
-        (
-            Cloze.read,
-            {"obj_label": "a", "masked_sentences": ["x"]},
-            "no item of facts 'a' can be scored; got 1 × not exactly",
-        ),
-    ],
-)
-def test_odd_files_are_one_line(tmp_path: Path, read: Any, line: Any, message: str) -> None:
-    write(tmp_path / "relations.jsonl", [{"relation": "P1", "template": "[X] is in [Y] ."}])
-    with pytest.raises(MaskwiseError, match=message) as error:
-        read(write(tmp_path / "a.jsonl", [line] if line else []))
-    assert "\n" not in str(error.value)
-
-
 def test_tables_of_pairs(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", ["sentence_good\tsentence_bad\tUID", "a b\tb a\tx", "c\td\ty"])
     found = load_set(f"{path}(items=1)", Pairs.read)
@@ -441,47 +406,7 @@ def test_tables_of_pairs(tmp_path: Path) -> None:
     assert found.content() != Pairs.read(path).content()
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("bundled:pear", "unknown bundled evaluation set 'pear'; allowed: pairs"),
-        ("nothing.jsonl", "no evaluation file 'nothing.jsonl'"),
-        ("bundled:pairs(item=3)", "unknown argument of evaluation set 'bundled:pairs' 'item'"),
-        ("bundled:pairs(items=0)", "too few items in an evaluation set; got 0"),
-        ("bundled:pairs(items=2.5)", "items of .* is not valid; got 2.5; allowed: a whole"),
-    ],
-)
-def test_odd_specs(spec: str, message: str) -> None:
-    with pytest.raises(MaskwiseError, match=message):
-        load_set(spec, Pairs.read)
-
-
 # Settings
-
-
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        ({"ratios": [0.15, 0.15]}, "evaluation.ratios are invalid; got .0.15, 0.15."),
-        ({"ratios": [1.5]}, "one or more different numbers above 0 and below 1"),
-        ({"ratio": 0.1, "ratios": [0.2]}, "both ratio and ratios"),
-        ({"masks": ["wordy"]}, "unknown policy 'wordy'"),
-        ({"row": 3}, "unknown setting .* in here: .*row"),
-    ],
-)
-def test_bad_settings(raw: dict[str, Any], message: str) -> None:
-    with pytest.raises(MaskwiseError, match=message):
-        validate({"evaluation": raw}, origin="here")
-
-
-def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
-    write(tmp_path / "pairs.jsonl", [{"sentence_good": "a", "sentence_bad": "b"}])
-    own = f"pairs({str(tmp_path / 'pairs.jsonl')!r})"
-    settings = EvaluationSettings(measures=("pairs('bundled:pairs')", own))
-    with pytest.raises(MaskwiseError, match=r"two measures are called 'pairs'; .*rename"):
-        load_measures(settings)
-    with pytest.raises(MaskwiseError, match=r"'heldout'.*evaluation\.ratios"):
-        load_measures(EvaluationSettings(measures=("heldout(0.3)",)))
 
 
 RECORDED: dict[str, tuple[dict[str, Any], list[str]]] = {

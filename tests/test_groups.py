@@ -97,9 +97,6 @@ def test_a_document_of_two_groups_is_one_line(tmp_path):
     for ending in (".jsonl", ".parquet"):
         with pytest.raises(MaskwiseError, match="several groups by author"):
             [*read_documents(written(tmp_path, ending, rows), group_field="author")]
-    path = write_lines(tmp_path / "rows.jsonl", [{**row, "label": row["id"][-1]} for row in rows])
-    with pytest.raises(MaskwiseError, match="several groups by author"):
-        load_task(f"{path}(split_by=author)")
 
 
 def test_what_has_no_group_is_counted_and_is_no_group(tmp_path):

@@ -216,19 +216,6 @@ def test_another_weight_makes_another_version(words, tokenizer, tmp_path):
     assert annotator(f"learned({str(tmp_path / 'copy')!r})").version != versions[0]
 
 
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ("learned('x', take='top')", "weights, spans, or top-N"),
-        ("learned('x', take='top-1', explore=0.1)", "power and explore need"),
-        ("learned('x', explore=1.5)", "explore .*got 1.5; allowed: a number from 0 to 1"),
-    ],
-)
-def test_options_that_mean_nothing_are_refused(spec, said):
-    with pytest.raises(MaskwiseError, match=said):
-        policy(spec)
-
-
 def test_a_split_budget_is_not_drawn_unit_by_unit(words):
     """Of weights 1 and nearly 0, bernoulli would mask a tenth of what was asked."""
     tokenizer, _ = rows_of(words, [" ".join(WORDS[:8])])

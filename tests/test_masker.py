@@ -36,7 +36,6 @@ from masking_tools import (
     tokenizer,
     vocabulary,
 )
-from maskwise import encode
 from maskwise.annotate.registry import ANNOTATORS, annotator
 from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation import EvaluationSettings
@@ -173,21 +172,6 @@ def test_example_ids_of_64_bits_keep_their_bits() -> None:
         masker()(rows | {"example_id": ids}, epoch=0) for ids in (large, large.view(np.int64))
     )
     assert torch.equal(unsigned.labels, signed.labels)
-
-
-def test_missing_layers_and_bad_settings() -> None:
-    with pytest.raises(MaskwiseError, match="'word_ids' is missing; got layers"):
-        masker("whole-word")([{"input_ids": [5, 6], "example_id": 0}], epoch=0)
-    for more, match in (
-        ({"ratio": 1.5}, "0 to 1"),
-        ({"budget": "exakt"}, "'exact'"),
-        ({"fill": "all"}, "unknown fill"),
-        ({"min_targets": -1}, "min_targets"),
-        ({"policy": "wholeword"}, "'whole-word'"),
-        ({"corruption": "brt"}, "'bert'"),
-    ):
-        with pytest.raises(MaskwiseError, match=match):
-            Masker(vocabulary(), **more)
 
 
 def test_arguments_without_effect_are_refused() -> None:
@@ -358,12 +342,6 @@ def test_predict_asks_a_detecting_corruption_for_tokens_of_both_kinds_and_any_ba
         [len(r["input_ids"]) - 2 for r in rows]
     )
     assert abs(float(asked) - 0.5) < 0.02
-
-
-def test_a_text_that_is_none_is_named_by_its_place() -> None:
-    for texts, got in ((["a", None], "NoneType at place 1"), ("a", "str")):
-        with pytest.raises(MaskwiseError, match=f"texts must be a list of strings; got {got}"):
-            encode(tokenizer(), texts)
 
 
 def test_a_batch_moves_and_says_what_it_is() -> None:

@@ -104,12 +104,6 @@ def test_a_policy_of_another_package_makes_its_learner() -> None:
     assert learning == ["group-weighted", "pos-weighted", "type-weighted"]
 
 
-@pytest.mark.parametrize("name", ["type-weighted(kept=2)", "type-weighted(every=0)"])
-def test_bad_arguments(name: str) -> None:
-    with pytest.raises(MaskwiseError):
-        policy(name)
-
-
 def test_what_two_ranks_have_seen_survives_a_stop_between_two_updates_of_the_weights() -> None:
     def learners() -> list[Any]:
         maskers = [

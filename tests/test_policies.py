@@ -280,19 +280,6 @@ def test_members_may_bring_their_own_ratios() -> None:
     assert torch.equal(batch.selected.sum(1).double(), batch.ratio * 40)
 
 
-def test_missing_layers_are_named() -> None:
-    rows = {"input_ids": torch.full((1, 5), 7), "example_id": torch.tensor([1])}
-    for name, layer in (
-        ("span", "word_ids"),
-        ("salient", "salient"),
-        ("weighted(units='token')", "weight"),
-        ("frequency(units='token')", "frequency"),
-        ("pos-weighted", "pos"),
-    ):
-        with pytest.raises(MaskwiseError, match=f"the layer '{layer}'"):
-            chosen(name, rows)
-
-
 # Prediction decoupled from corruption
 
 

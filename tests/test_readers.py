@@ -133,22 +133,6 @@ def test_columns_of_one_name_all_keep_their_cells(
     assert [*read_table(path)] == [dict(zip(names, "123"))]
 
 
-def test_a_row_of_a_wrong_length_is_the_first_error(tmp_path: Path) -> None:
-    """Before a quotation mark that shows that the table is written differently."""
-    path = tmp_path / "a.csv"
-    path.write_text('text,label\na,b,c\n"d"e,f\n')
-    with pytest.raises(MaskwiseError, match=r"row 2 of .* has 3 columns"):
-        list(read_table(path))
-
-
-def test_the_row_of_an_open_quotation_mark_is_named(tmp_path: Path) -> None:
-    """Rows count, and not lines: the second has a line break in a cell."""
-    path = tmp_path / "a.csv"
-    path.write_text('text,label\n"a\nb",c\n' + "d,e\n" * 40 + '"f,g\n' + "h,i\n" * 40)
-    with pytest.raises(MaskwiseError, match=r"a\.csv is not a table: row 43\b.*never closed"):
-        list(read_table(path))
-
-
 ROWS = [{"id": "a", "text": "The first."}, {"id": "b", "text": ""}, {"id": "c", "text": "é\u2028"}]
 
 
@@ -230,13 +214,6 @@ def test_a_long_line_is_skipped_in_a_corpus_and_refused_in_a_task(
         read_records(path)
 
 
-def test_an_extension_that_no_reader_knows_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.docx"
-    path.write_text("a text")
-    with pytest.raises(MaskwiseError, match=r"unknown file extension of .*\.jsonl"):
-        Shard.of_file(path)
-
-
 def test_a_separator_is_found_beside_long_cells_with_line_breaks(tmp_path: Path) -> None:
     """The beginning of a table may end inside a quoted cell."""
     path = tmp_path / "long.csv"
@@ -253,24 +230,6 @@ def test_quotation_marks_are_read_in_the_way_that_fits_all_rows(tmp_path: Path) 
     path.write_text("text,label\n" + "\n".join(rows) + "\n")
     found = list(read_table(path))
     assert found[0] == {"text": 'He wrote ", then" and left', "label": "a"} and len(found) == 6
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "advice"),
-    [
-        ("tabs.tsv", "a\tb\n" + "x\t1\n" * 9 + "x\ty\t1\n", "replace tabs"),
-        ("few.csv", "a,b\n1,2\n3\n", "complete the row"),
-        ("many.csv", "a,b\n1,2\n3,4,5\n", "quotation marks"),
-    ],
-)
-def test_the_advice_on_a_row_of_another_length_helps(
-    name: str, text: str, advice: str, tmp_path: Path
-) -> None:
-    path = tmp_path / name
-    path.write_text(text)
-    with pytest.raises(MaskwiseError) as caught:
-        list(read_table(path))
-    assert advice in str(caught.value.do)
 
 
 RAW = [

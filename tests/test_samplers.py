@@ -9,7 +9,6 @@ import pytest
 import torch
 from benchmarks.sampler_regret import play as regret_game
 
-from maskwise.base.errors import MaskwiseError
 from maskwise.samplers import (
     SAMPLERS,
     LossProportional,
@@ -216,33 +215,3 @@ def test_mometas_plus_compares_rewards_with_their_recent_mean() -> None:
 
 
 # --- what is refused
-
-
-@pytest.mark.parametrize(
-    ("spec", "objectives", "text"),
-    [
-        ("uniform", ["a", "a"], "objectives with different names"),
-        ("uniform", [], "objectives with different names"),
-        ("single(atdd)", OBJECTIVES, "unknown objective 'atdd'.*did you mean 'atd'"),
-        ("shares(1, 2)", OBJECTIVES, "2 shares for 4 objectives"),
-        ("shares(1, -1)", OBJECTIVES[:2], "a share is below 0"),
-        ('shares(2, "linear(0, 1)")', OBJECTIVES[:2], "from 0 to 1"),
-        ("shares(0, 0)", OBJECTIVES[:2], "all shares are 0"),
-        ('shares(0, "step(1, 0)")', OBJECTIVES[:2], r"all shares are 0.*when 0\.5 of the training"),
-        ("sequential(0)", OBJECTIVES, "block, in steps, .*got 0"),
-        ("mometas(lr=0)", OBJECTIVES, "lr 0"),
-        ("mometas(every=0)", OBJECTIVES, "steps between probes .*; got 0"),
-        ("mometas-plus(floor=2)", OBJECTIVES, "floor 2"),
-        ("momentas", OBJECTIVES, "unknown sampler.*mometas"),
-    ],
-)
-def test_bad_settings(spec: str, objectives: list[str], text: str) -> None:
-    with pytest.raises(MaskwiseError, match=text):
-        sampler(spec, objectives)
-
-
-def test_losses_of_unknown_arms() -> None:
-    with pytest.raises(MaskwiseError, match="unknown objective"):
-        Mometas(OBJECTIVES).update({"mlmm": 1.0}, {})
-    with pytest.raises(MaskwiseError, match=r"'losses'.*\(3,\).*\(4,\)"):
-        Mometas(OBJECTIVES).update([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])

@@ -104,61 +104,6 @@ def test_a_recipe_adds_an_objective(path: Path, tmp_path: Path) -> None:
     assert added == {"warm"}
 
 
-@pytest.mark.parametrize(
-    ("over", "text"),
-    [
-        (["objective.atd=adt"], "unknown objective 'adt'; allowed: atd, clm, cse"),
-        (
-            ["objective.low.weight=2"],
-            "unknown setting of objective.low: 'weight'; allowed: masking, objective",
-        ),
-        (["sampler=mometa"], "unknown sampler 'mometa'.*did you mean 'mometas'"),
-        (["sampler=single(dtd)"], "unknown objective 'dtd'"),
-        (["sampler=shares(1, 2)"], "2 shares for 4 objectives"),
-        (
-            ["objective.low.masking.corruption=delete"],
-            "corruption delete changes the length of a text; for objective mlm, choose",
-        ),
-        (
-            ["objective.low.masking.corruption=replace(target='detect')"],
-            "0 and 1, not tokens; for objective mlm, choose",
-        ),
-        (
-            ["objective.atd.masking.corruption=insert"],
-            "tokens as labels, not 0 and 1; for objective atd, choose",
-        ),
-        (
-            ["objective.twins={objective: cse, masking: {ratio: 0.3}}"],
-            "objective.twins: this objective does not mask, so it has no masking settings; "
-            "got ratio; remove masking from this objective",
-        ),
-        (
-            ["phases=[{}, {objective: {cse: {masking: {policy: token}}}}]"],
-            "phases.1: objective.cse: .*got pol",
-        ),
-        (
-            ["objective.rtd=", "masking.predict=0.1"],
-            "objective.rtd: .* needs a target at every masked token; got predict constant.0.1.; "
-            ".*masking: {predict: 1.0}",
-        ),
-        (["study.equal_by=targets"], "matched by steps"),
-        (
-            [
-                "objective=mlm",
-                "sampler=uniform",
-                "study.equal_by=targets",
-                "study.arms={a: {}, b: {objective: {cse: }}}",
-            ],
-            "arm 'b' has several objectives, and such arms can be matched by steps only; "
-            "got study.equal_by=targets",
-        ),
-    ],
-)
-def test_what_a_recipe_may_not_say(path: Path, over: list[str], text: str) -> None:
-    with pytest.raises(MaskwiseError, match=text):
-        read_recipe(path, over)
-
-
 @pytest.mark.parametrize("masking", ["masking.ratio: 0.3", "masking: {ratio: 0.3}"])
 def test_settings_of_one_of_several_objectives_may_be_dotted(masking: str, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"

@@ -43,32 +43,6 @@ def test_reads(text: str, call: Call) -> None:
     assert parse_call(str(call)) == call
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "linear(",
-        "linear(0.1))",
-        "a b",
-        "1 + 1",
-        "f(1) + f(2)",
-        "f(*x)",
-        "f(**x)",
-        "f(x.y)",
-        "f(lambda: 1)",
-        "f({[1]: 2})",
-        "__import__('os').system('x')",
-        "f(" * 4000 + ")" * 4000,
-        "f(\0)",
-        "f(1 if 2 else 3)",
-    ],
-)
-def test_refuses(text: str) -> None:
-    with pytest.raises(MaskwiseError, match="cannot read this setting") as caught:
-        parse_call(text)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
-
-
 def _half(x: float, *, upside_down: bool = False) -> float:
     if x < 0:
         raise TypeError("x is below zero")

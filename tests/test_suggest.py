@@ -189,14 +189,6 @@ def test_fine_tuning_with_one_more_row_is_refused_by_what_it_read_first(
     assert tuned(path) == first and first[0]["task_kind"] == "sequence-classification"
 
 
-def test_a_column_that_describes_texts_is_the_last_that_is_advised(tmp_path: Path) -> None:
-    file = tmp_path / "docs.csv"
-    rows = "\n".join(f"{n},a text about {n % 3},lib {n % 3},{1990 + n % 9}" for n in range(60))
-    file.write_text(f"Doc ID,Description,Library,year\n{rows}\n")
-    with pytest.raises(MaskwiseError, match="label='Library'"):
-        load_task(str(file))
-
-
 def test_what_a_user_wrote_is_not_taken_for_what_was_found(tmp_path: Path) -> None:
     """A spec that was asked before with a kind of its own is another task of the same file."""
     file = tmp_path / "few.csv"
@@ -213,11 +205,3 @@ def test_what_a_user_wrote_is_not_taken_for_what_was_found(tmp_path: Path) -> No
     except MaskwiseError:
         return
     assert "kind='sequence-classification'" in found
-
-
-def test_a_number_of_classes_is_refused_where_there_are_none(tmp_path: Path) -> None:
-    file = tmp_path / "few.csv"
-    rows = "\n".join(f"a text about {n},{n % 5}" for n in range(100))
-    file.write_text(f"text,label\n{rows}\n")
-    with pytest.raises(MaskwiseError, match="has no classes"):
-        load_task(f"{file}(kind='regression', classes=7)")

@@ -37,7 +37,7 @@ from maskwise.tasks.tensors import TaskSource
 from maskwise.text import train_tokenizer
 from maskwise.training.best import Best
 from maskwise.training.ranks import ALONE
-from tiny import SPLITS, in_every_split, load_rows, read_lines, write_lines
+from tiny import SPLITS, in_every_split, load_rows, read_lines
 
 # Metrics
 # ----------------------------------------------------------------------------
@@ -201,13 +201,6 @@ def test_ropes_has_two_texts_for_a_question(tmp_path):
     assert row.text == f"Q{row.answers[0][1:]}? S. B."
 
 
-def test_a_paragraph_of_squad_without_its_context_is_refused_even_without_questions(tmp_path):
-    for paragraph in ({"qas": []}, {"situation": "S.", "qas": []}):
-        (tmp_path / "squad.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
-        with pytest.raises(MaskwiseError, match="got an object without '"):
-            load_task(f"{tmp_path}/squad.json")
-
-
 def test_triviaqas_own_file(tmp_path):
     answer = {"Value": "V", "Aliases": ["W"], "NormalizedValue": "v"}
     rows = [{"Question": f"q{n}", "Answer": answer} for n in range(30)]
@@ -251,49 +244,12 @@ def test_cards_hold_arguments_of_load_task_and_say_whose_data_it_is(name):
     assert options.get("metric", "accuracy") in METRICS
 
 
-WRITE = "{}(kind=generation, label=essence"
-
-
-@pytest.mark.parametrize(
-    ("spec", "line"),
-    [
-        ("{}(card='nq')", "unknown card 'nq'"),
-        ("open-trivia-qa", "task 'open-trivia-qa' is not on the hub; give its folder"),
-        ("{}(card=xsum)", "unknown column of task '.*': 'document'; allowed: essence, text"),
-        (WRITE + ", beams=0)", "beams of a task is not valid; got 0; allowed: a whole number ≥ 1"),
-        (WRITE + ", max_target=2)", "max_target of a task is not valid; got 2"),
-        (WRITE + ", metric=matthews)", "unknown metric for generation; got matthews"),
-        (WRITE + ", beams=two)", "beams of a task is not valid; got 'two'"),
-        (
-            "{}(label=essence, beams=2)",
-            "unknown argument of sequence-classification task .* 'beams'",
-        ),
-    ],
-)
-def test_bad_tasks_are_refused_in_one_line(tmp_path, spec, line):
-    rows = [{"text": f"t {n}", "essence": f"e{n}"} for n in range(40)]
-    path = write_lines(tmp_path / "mine.jsonl", rows)
-    with pytest.raises(MaskwiseError, match=line):
-        load_task(spec.format(path))
-
-
 def test_the_first_question_may_be_without_answer(tmp_path):
     """JSON lines may leave out what is empty, so columns are those of all rows."""
     rows = [{"question": f"who {n}", **({"answers": ["a"]} if n % 4 else {})} for n in range(8)]
     task = load_rows(tmp_path, in_every_split(rows))
     assert task.kind.name == "generation" and len(task.splits["test"]) == 6
     assert task.skipped == {f"{split}: no answer": 2 for split in SPLITS}
-
-
-def test_a_row_with_other_columns_is_named_with_those_that_it_has(tmp_path):
-    rows = [{"question": f"who {n}", "answer": "a"} for n in range(40)]
-    rows.append({"query": "who", "reply": "a"})
-    for card, says in (
-        (None, "row 41 of task .* has no column 'question'; got query, reply"),
-        ("nq-open", "unknown column of .* 'question'; allowed: query, reply"),
-    ):
-        with pytest.raises(MaskwiseError, match=says):
-            load_rows(tmp_path, rows, card=card)
 
 
 # Fine-tuning

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 from itertools import product
 from typing import Any
 
@@ -590,28 +589,6 @@ def test_a_failure_on_a_secondary_task_is_one_of_this_task_alone(reference):
     assert rows["tasks"]["failures"]["baseline"]["failed"] == 1
     with pytest.raises(MaskwiseError, match="lacks an outcome that other runs have; got no task-1"):
         summarise(cut, study)
-
-
-def test_bad_records_are_told_in_one_line():
-    study = make_study(runs=3)
-    good = make_records(study, {})
-    first = good[0]
-    ratios = [heldout_record("token-15", 0, "token", 4.0) | {"ratio": 0.4}]
-    without = [r for r in good if (r["arm"], r.get("seed")) != ("token-30", 2)]
-    cases = {
-        "lacks a seed": without,
-        "lacks a seed that the other arm has": [r for r in good if r["arm"] != "token-30"],
-        "not a finite number": [first | {"value": math.nan}, *good[1:]],
-        "measured twice": [*good, first],
-        "unknown arm in records 'x'": [first | {"arm": "x"}, *good],
-        "unknown arm in records 'y'": [*good, failure_record("y", 0)],
-        "allowed: [0, 1, 2]": [*good, first | {"seed": 9}],
-        "lacks an outcome that other runs have": [*good, *ratios],
-    }
-    for said, records in cases.items():
-        with pytest.raises(MaskwiseError) as error:
-            summarise(records, study)
-        assert said in str(error.value) and "\n" not in str(error.value)
 
 
 # Measures that differ

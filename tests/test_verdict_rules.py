@@ -253,32 +253,6 @@ def test_before_every_planned_replicate_is_there_nothing_is_tested():
 # ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("study", "message"),
-    [
-        ({"gate": ["oracel", "b"]}, "in study.gate: \\[oracel, b\\] names 'oracel'"),
-        ({"gate": ["a", "a"]}, "study.gate must name two different arms"),
-        ({"gate": ["a", "b"]}, r"got \[b, a\], and study.gate=.*; set study.baseline=b, or"),
-        (
-            {"gate": ["b", "a"], "contrasts": [["b", "a"], ["a", "b"]]},
-            r"got \[a, b\], and study.gate=\['b', 'a'\]; remove this contrast",
-        ),
-        (
-            {"seeds": 8, "interim_looks": [10, 20]},
-            "number of study.seeds is not in .*got 8; allowed: \\[10, 20\\]",
-        ),
-        ({"seeds": 10, "interim_looks": [10]}, "study.interim_looks; got"),
-        ({"seeds": 10, "interim_looks": [20, 10]}, "study.interim_looks: .*numbers of runs"),
-        ({"margin": 0}, "study.margin; got 0; allowed: > 0"),
-    ],
-)
-def test_bad_rules_are_refused_in_one_line(study, message):
-    settings = {"study": {"arms": {"a": {}, "b": {}}, **study}}
-    with pytest.raises(MaskwiseError, match=message) as error:
-        validate(settings, origin="")
-    assert "\n" not in str(error.value)
-
-
 def test_a_gate_with_runs_of_its_own_may_be_the_reverse_of_a_contrast():
     grid = {"training.learning_rate": [1e-3, 2e-3]}
     study = {"arms": {"a": {}, "b": {"masking.ratio": 0.3}}, "gate": ["a", "b"]}

@@ -273,24 +273,6 @@ def test_special_and_glued_tokens(text, offsets, special, words):
     assert word_ids(text, offsets, special=special).tolist() == words
 
 
-@pytest.mark.parametrize(
-    ("offsets", "special", "message"),
-    [
-        ([(0, 9)], None, "offsets do not fit"),
-        ([(3, 1)], None, "offsets do not fit"),
-        ([(-1, 1)], None, "offsets do not fit"),
-        ([(0, 1)], [0, 1], r"'special'.*\(2,\).*\(1,\)"),
-        ([(0, 1)], [2], "'special'"),
-        ([0, 1], None, "'offsets'"),
-        ([(0.5, 1.0)], None, "'offsets'"),
-    ],
-)
-def test_wrong_offsets_are_refused(offsets, special, message):
-    with pytest.raises(MaskwiseError, match=message) as error:
-        word_ids("text", offsets, special=special)
-    assert "\n" not in str(error.value)
-
-
 # ---- rows
 
 

@@ -374,22 +374,6 @@ def test_answers_of_several_tokens_end_with_a_separator(tmp_path):
     assert tokenizer.decode(batch["labels"][1][batch["labels"][1] >= 0]) == "dog [SEP]"
 
 
-@pytest.mark.parametrize(
-    "rows, words",
-    [
-        (
-            [{"question": " ", "answers": ["a"]}],
-            "the question is not text; got ' '; allowed: a string that is not blank",
-        ),
-        ([{"question": "who?", "reply": "a"}], "has no label column; got question, reply"),
-        ([{"question": "who?", "answers": []}], "the train split"),
-    ],
-)
-def test_bad_rows_are_refused_in_one_line(rows, words, tmp_path):
-    with pytest.raises(MaskwiseError, match=re.escape(words)):
-        load_task(qa_file(tmp_path / "qa.jsonl", rows))
-
-
 def test_max_length_needs_room_for_the_question(tokenizer):
     with pytest.raises(MaskwiseError, match="max_length leaves no room"):
         encode(load_task(FORTY.task()), tokenizer, max_length=9)
