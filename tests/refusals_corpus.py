@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,27 @@ def _follow(folder: Path) -> None:
     assert len([*read_documents(file, text_field=field)]) == 40
 
 
+def _unknown_format(folder: Path) -> object:
+    (folder / "film.srt").write_text("1\n00:01 --> 00:02\nIt rained.\n", encoding="utf-8")
+    return read_documents(folder / "film.srt")
+
+
+def _as_lines(folder: Path) -> None:
+    with pytest.raises(MaskwiseError) as caught:
+        _unknown_format(folder)
+    line = re.search(r"\{.*?\}", str(caught.value))
+    assert line is not None
+    (folder / "film.jsonl").write_text(line[0], encoding="utf-8")
+    assert len([*read_documents(folder / "film.jsonl")]) == 1
+
+
 ROWS = [
+    Refusal(
+        "a format of files that is not read",
+        _unknown_format,
+        ("film.srt", ".parquet", ".jsonl"),
+        _as_lines,
+    ),
     Refusal(
         "the column of a text, named as that of a task",
         _named_as_of_a_task,

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from maskwise.base.errors import MaskwiseError, is_visible
-from maskwise.base.folders import read_json, write_folder, write_json
+from maskwise.base.folders import read_json, stem_of, write_folder, write_json
 from maskwise.base.specs import split_options, user_path
 from maskwise.cli import main
 from maskwise.cli.terminal import out_folder
@@ -27,7 +27,7 @@ from maskwise.studies.stages import fingerprint
 from maskwise.tasks import load_task
 from maskwise.text import read_documents
 from maskwise.text.opening import read_whole
-from maskwise.text.source import read_records
+from maskwise.text.source import READERS, SOURCE, read_records
 
 TEXT = "The cat sat on the mat and it was glad.\n\nThe dog ran to the house, for it was cold.\n"
 LABELS = "text,label\n" + "".join(
@@ -335,3 +335,8 @@ def test_a_colon_in_the_name_of_a_file_is_not_a_prefix(tmp_path: Path, monkeypat
         assert name_of(name) == "a-b"
         assert out_folder(None, name, command="adapt") == Path("runs/adapt-a-b")
     assert name_of("a:c.txt") == "c"  # no such file: a prefix
+
+
+@pytest.mark.parametrize("ending", sorted(READERS.keys() - {*SOURCE}))
+def test_folders_are_named_without_the_extensions_of_files_that_are_read(ending: str) -> None:
+    assert stem_of(f"my.corpus{ending}") == stem_of(f"my.corpus{ending}.gz") == "my.corpus"

@@ -586,7 +586,7 @@ class OutputFolder:
     def used(
         self,
         of: Mapping[str, Any],
-        begin: Callable[[list[str]], Any] = bool,
+        begin: Callable[[list[str]], Any] | None = None,
         *,
         together: bool = False,
     ) -> Iterator[Any]:
@@ -603,7 +603,7 @@ class OutputFolder:
             together: whether other processes may use the folder, too, for the same work.
 
         Yields:
-            The result of ``begin``.
+            The result of ``begin``; None without it.
 
         Raises:
             MaskwiseError: ``require`` raises it, or another process uses the folder.
@@ -635,7 +635,7 @@ class OutputFolder:
                 # Files of stages in progress are removed when these stages are run again.
                 for folder in (self.out, self.out / "stages"):
                     sweep(folder, below=False)
-                begun = begin(users)
+                begun = begin(users) if begin else None
                 use = joined.pop_all()
             yield begun
             with self.alone():

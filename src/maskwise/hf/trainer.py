@@ -355,6 +355,7 @@ class MaskingTrainer(Trainer):
             returned = model(**self.whole.inputs(batch))
             return self.whole.of(returned, batch), returned
         inner = self.accelerator.unwrap_model(self.model)
+        # DDP adds up gradients only if the wrapped model is called, and the objective calls parts.
         before = vars(inner).get("forward")
         inner.forward = self.objective.forward
         try:

@@ -104,6 +104,7 @@ def _first_answer(workers: Sequence[Worker], asked: Asked) -> TaskAnswer:
             answers[pipe] = read_answer(worker.receive())
             failure = answers[pipe].failure
             if failure:
+                # If another process died, that is the cause, and reading its answer raises it.
                 for other in waiting.values():
                     if other.process.poll() is not None:
                         other.receive()

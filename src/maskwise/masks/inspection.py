@@ -352,7 +352,10 @@ def _needed_layers(
         elif marked or layer in TEXT_LAYERS:
             needed.append(layer)
         else:
-            do = "mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]"
+            do = (
+                "mark spans in it: 'born in [[Warsaw]] in [[1867]]', or with a weight: [[1867|3]]; "
+                "in a recipe, corpus.layers names the annotator that writes the layer"
+            )
             raise MaskwiseError(f"{user} needs the layer {layer!r}, but this text has none", do=do)
     return needed, list(annotators)
 

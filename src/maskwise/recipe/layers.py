@@ -154,30 +154,29 @@ def put(settings: Plain, name: str, value: Any, *, clear: bool = True) -> None:
     >>> put(settings, "phases.1.masking.ratio", 0.1); settings
     {'training.steps': 10, 'phases': [{}, {'masking.ratio': 0.1}]}
     """
+    # A gate may be written as its contrast alone.
+    if name.startswith("study.gate.") and isinstance(settings.get("study.gate"), list | tuple):
+        settings["study.gate.contrast"] = settings.pop("study.gate")
     for group, rest in _splits(name):
         before = settings.get(group)
-        if LAYERS.fullmatch(group) and isinstance(before or {}, Mapping):
-            inner = dict(before or {})
-            put(inner, rest, value, clear=clear)
-            settings[group] = inner
-            return
-        if group not in settings:
-            continue
         # Several objectives replace the name of one, but a mix does not replace a single source.
         has_entries = isinstance(before, Mapping) or group.endswith("objective")
-        if group == "study.gate" and isinstance(before, list | tuple):
-            # A gate may be written as its contrast alone.
-            settings["study.gate.contrast"] = settings.pop(group)
+        changed: Any
+        if LAYERS.fullmatch(group) and isinstance(before or {}, Mapping):
+            changed = dict(before or {})
+            put(changed, rest, value, clear=clear)
         elif isinstance(before, list | tuple):
-            settings[group] = _with_item(before, rest, value, name)
-            return
-        elif SINGLE_VALUES.search(group) and has_entries:
-            settings[group] = _with_entry(before, rest, value)
-            return
+            changed = _with_item(before, rest, value, name)
+        elif group in settings and has_entries and SINGLE_VALUES.search(group):
+            changed = _with_entry(before, rest, value)
         elif before is None or before == {}:
-            del settings[group]
+            # There is no such group, or it has no settings yet.
+            settings.pop(group, None)
+            continue
         else:
             raise _no_group(name, group)
+        settings[group] = changed
+        return
     below = [key for key in settings if key.startswith(f"{name}.")]
     if value == {} and below and not clear:
         return

@@ -79,6 +79,8 @@ UNNAMED = "the list of documents"
 """Name of a corpus that is given as a list."""
 TOKENS = "for token ids, set corpus.tokens to the tokenizer that made them (docs/data.md)"
 
+AS_LINES = """write the texts as JSON lines, such as {"text": "It rained."}, into a file .jsonl"""
+
 NOT_JSON = "not JSON"
 NOT_UTF8 = "not valid UTF-8"
 BINARY = "binary (NUL characters)"
@@ -759,16 +761,17 @@ def _path_shards(path: Path, fields: FieldNames) -> list[Shard]:
         raise MaskwiseError(
             f"{path} is a recipe and not a text",
             do="give a text or a file of texts; `maskwise check` and `maskwise study` read "
-            "recipes, and `maskwise inspect` takes the policy of a recipe by --policy",
+            "recipes, and `maskwise inspect` takes the name of a policy, such as --policy span",
         )
     what = f"{path}: no corpus file, or unknown file extension"
+    do = TOKENS if ending_of(path, IDS) else AS_LINES
     if fields.rows:
         what = f"{path} has no file with token ids"
     raise MaskwiseError(
         what,
         got=most_frequent(found.left_out) or None,
         allowed=_listing(endings),
-        do=TOKENS if ending_of(path, IDS) else None,
+        do=None if fields.rows else do,
     )
 
 
