@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from maskwise.changes import Positions
 from maskwise.models.loading import check_start, load_config, new_config, with_fields
 from maskwise.training.building import config_from
 from maskwise.training.settings import ModelSettings
@@ -34,9 +35,7 @@ CHECKPOINT: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("bert", {"hidden_dropout": 0.1}, ("did you mean 'hidden_dropout_prob'",)),
     ("bert", {"hidden_dropout_prob": 1.5}, ("hidden_dropout_prob", "1.5", "from 0 to 1")),
     ("bert", {"hidden_dropout_prob": "low"}, ("hidden_dropout_prob", "'low'", "from 0 to 1")),
-    ("bert", {"max_position_embeddings": 900}, ("weights", "positions")),
     ("esm", {"token_dropout": False}, ("token_dropout",)),
-    ("modernbert", {"max_position_embeddings": 0}, ("max_position_embeddings", "≥ 1")),
     ("modernbert", {"_attn_implementation": "eager"}, ("modernbert", "_attn_implementation")),
 ]
 
@@ -48,6 +47,11 @@ def new(family: str, fields: dict[str, Any], folder: Path) -> object:
 
 def changed(family: str, fields: dict[str, Any], folder: Path) -> object:
     return with_fields(model(family).config, fields)
+
+
+def more_positions(folder: Path) -> None:
+    """Follow the advice of a checkpoint that cannot change its positions by a setting."""
+    Positions(900).check(model("bert").config, tokenizer())
 
 
 def of_wrong_type(folder: Path) -> None:
@@ -72,6 +76,12 @@ ROWS = [
     *(
         Refusal(f"checkpoint {name} {fields}", partial(changed, name, fields), said)
         for name, fields, said in CHECKPOINT
+    ),
+    Refusal(
+        "positions of a checkpoint as a setting",
+        partial(changed, "bert", {"max_position_embeddings": 900}),
+        ("max_position_embeddings", "900", 'model.changes=["positions(900)"]'),
+        more_positions,
     ),
     Refusal("a field of another type", of_wrong_type, ("'hidden_size'", "int", "str")),
     Refusal("attention dropout of T5", dropout_of_t5, ("t5", "attention dropout")),

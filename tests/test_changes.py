@@ -17,6 +17,7 @@ from maskwise.base.errors import MaskwiseError
 from maskwise.base.folders import read_json, read_lines
 from maskwise.changes import CHANGES, Change, Changed, Positions, change
 from maskwise.changes.trim import trim
+from maskwise.models.families import most_tokens
 from maskwise.models.loading import load_model, new_config, new_model
 from maskwise.recipe import read_recipe
 from maskwise.studies.adapt import Adaptation, Request
@@ -425,6 +426,52 @@ def test_a_raised_base_changes_the_frequencies_by_its_formula() -> None:
     assert made.config.max_position_embeddings == 64
 
 
+V3 = {
+    "position_biased_input": False,
+    "relative_attention": True,
+    "position_buckets": 16,
+    "pos_att_type": ["c2p", "p2c"],
+}
+"""The relative positions of DeBERTa-v3, in buckets."""
+
+
+def test_more_positions_leave_the_buckets_of_deberta_as_they_were() -> None:
+    """The buckets were computed anew, so that trained weights got another meaning."""
+    tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
+    config = new_config("deberta-v2", tokenizer, 16, initializer_range=0.5, **SMALL, **V3)
+    model = new_model(config, seed=0).eval()
+    longer = Positions(64)(model, tokenizer).model
+    assert most_tokens(longer.config) == 64
+    rows = torch.randint(10, 800, (1, 30))
+    with torch.no_grad():
+        torch.testing.assert_close(longer(input_ids=rows).logits, model(input_ids=rows).logits)
+
+
+YARN = {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 16}
+
+
+@pytest.mark.parametrize(
+    ("family", "rope"),
+    [
+        ("eurobert", {"rope_type": "dynamic", "factor": 2.0}),
+        ("eurobert", YARN),
+        ("modernbert", {"full_attention": {"rope_type": "dynamic", "factor": 2.0}}),
+    ],
+)
+def test_frequencies_that_depend_on_the_positions_are_not_changed_unseen(
+    family: str, rope: dict[str, Any]
+) -> None:
+    tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
+    config = new_config(family, tokenizer, 16, **SMALL)
+    of_layers = config.rope_parameters.get("full_attention", config.rope_parameters)
+    of_layers |= rope.get("full_attention", rope)
+    with pytest.raises(MaskwiseError, match=r"rope_type=.*give scaling"):
+        Positions(64).check(config, tokenizer)
+    assert most_tokens(Positions(64, scaling="linear").check(config, tokenizer)) == 64
+    of_layers |= {"rope_type": "linear", "factor": 2.0}
+    assert most_tokens(Positions(64).check(config, tokenizer)) == 64
+
+
 @pytest.mark.parametrize(
     ("family", "how", "said"),
     [
@@ -432,14 +479,17 @@ def test_a_raised_base_changes_the_frequencies_by_its_formula() -> None:
         ("eurobert", {"scaling": "interpolate"}, "rotary positions"),
         ("deberta-v2", {"scaling": "linear"}, "table of positions"),
         ("bert", {"scaling": "linear", "rope_base": 5000.0}, "two ways"),
+        (V3, {"scaling": "copy"}, "relative positions"),
     ],
 )
 def test_positions_that_a_family_does_not_have_are_refused(
-    family: str, how: dict[str, Any], said: str
+    family: str | dict[str, Any], how: dict[str, Any], said: str
 ) -> None:
+    name, fields = (family, {}) if isinstance(family, str) else ("deberta-v2", family)
     tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
+    config = new_config(name, tokenizer, 16, **SMALL, **fields)
     with pytest.raises(MaskwiseError, match=said):
-        Positions(64, **how).check(new_config(family, tokenizer, 16, **SMALL), tokenizer)
+        Positions(64, **how).check(config, tokenizer)
 
 
 # maskwise adapt --trim-tokens

@@ -10,10 +10,10 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from maskwise.base.errors import MaskwiseError
 from maskwise.models.families import adapter_of, decoder_inputs, most_tokens
-from maskwise.models.loading import check_start, new_config, with_fields
+from maskwise.models.loading import check_start, new_config
 from maskwise.studies import trial
 from maskwise.studies.trial import check_step
-from training_tools import ARCHITECTURES, LENGTH, MORE, SMALL, config, model, tokenizer
+from training_tools import ARCHITECTURES, LENGTH, MORE, SMALL, config, tokenizer
 
 MORE_FAMILIES = (
     *("convbert", "ernie", "mra", "nystromformer", "roformer", "yoso"),
@@ -90,40 +90,6 @@ def test_led_reads_longer_texts_than_it_writes() -> None:
         decoder_inputs(made, torch.zeros(1, 65, dtype=torch.long))
     longer = new_config("led", tokenizer(), 20_000, kind="encoder-decoder")
     assert most_tokens(longer) >= 20_000 <= most_tokens(longer, written=True)
-
-
-V3 = {"relative_attention": True, "position_buckets": 16, "pos_att_type": ["c2p", "p2c"]}
-"""The relative positions of DeBERTa-v3, in buckets."""
-
-
-def test_more_positions_leave_the_buckets_of_a_trained_deberta_as_they_were() -> None:
-    """The buckets were computed anew, so that trained weights got another meaning."""
-    given = {"position_biased_input": False, "initializer_range": 0.5, **V3}
-    trained = model("deberta-v2", **given).eval()
-    longer = with_fields(trained.config, {"max_position_embeddings": 512})
-    assert most_tokens(longer) == 512
-    network = AutoModelForMaskedLM.from_config(longer).eval()
-    network.load_state_dict(trained.state_dict())
-    ids = torch.randint(5, 40, (1, 30))
-    torch.testing.assert_close(network(input_ids=ids).logits, trained(input_ids=ids).logits)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "rope"),
-    [
-        ("eurobert", {"rope_type": "dynamic", "factor": 2.0}),
-        ("eurobert", {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 16}),
-        ("modernbert", {"full_attention": {"rope_type": "dynamic", "factor": 2.0}}),
-    ],
-)
-def test_frequencies_that_depend_on_the_positions_stay(
-    architecture: str, rope: dict[str, Any]
-) -> None:
-    made = config(architecture, rope_parameters=rope)
-    with pytest.raises(MaskwiseError, match=r"rope_type=.*got max_position_embeddings=64"):
-        with_fields(made, {"max_position_embeddings": 64})
-    linear = config("eurobert", rope_parameters={"rope_type": "linear", "factor": 2.0})
-    assert most_tokens(with_fields(linear, {"max_position_embeddings": 64})) == 64
 
 
 def test_a_model_with_layers_for_each_language_needs_one_of_them() -> None:

@@ -471,11 +471,6 @@ def test_the_rates_of_a_checkpoint_in_two_parts_are_changed_in_both() -> None:
     assert new.dropout_rate != 0.25
 
 
-def test_a_checkpoint_without_weights_of_positions_may_have_more_of_them() -> None:
-    config = model("modernbert").config
-    assert with_fields(config, {"max_position_embeddings": 999}).max_position_embeddings == 999
-
-
 def test_a_setting_of_a_model_is_written_once() -> None:
     with pytest.raises(ValueError, match="set twice"):
         ModelSettings(

@@ -1,7 +1,8 @@
 """More positions: a model that reads longer rows than before.
 
 Families with a table of positions get a longer table. Rotary families compute their positions, from
-a base that may be raised, or with distances that are scaled down.
+a base that may be raised, or with distances that are scaled down. DeBERTa-v3 keeps its buckets of
+relative positions.
 """
 
 from __future__ import annotations
@@ -68,6 +69,10 @@ class Positions(Change):
             raise MaskwiseError(
                 "positions makes rows longer, not shorter", got=self.most, allowed=f"> {before}"
             )
+        # If this field is −1, DeBERTa computes its buckets from the number of positions.
+        relative = getattr(config, "relative_attention", False)
+        if relative and config.max_relative_positions < 1:
+            config.max_relative_positions = getattr(config, POSITIONS)
         setattr(config, POSITIONS, getattr(config, POSITIONS) + self.most - before)
         ropes = [*_ropes(config)]
         if ropes and self.scaling in OF_TABLES:
@@ -81,11 +86,13 @@ class Positions(Change):
             made: PreTrainedModel = type(model)._from_config(config, dtype=model.dtype)
         grown = made.state_dict()
         tables = [name for name in state if grown[name].shape != state[name].shape]
-        if bool(tables) == bool(ropes):
+        if bool(tables) == bool(ropes) and (tables or not relative):
             raise self._refused(model, "neither a table of positions nor rotary positions")
         wrong = self.scaling in OF_ROTARY or self.rope_base is not None
         if tables and wrong:
             raise self._refused(model, "a table of positions", OF_TABLES)
+        if not (tables or ropes) and (wrong or self.scaling):
+            raise self._refused(model, "relative positions", ("None",))
         for name in tables:
             state[name] = self._longer(state[name], before, len(grown[name]))
         made.load_state_dict(state, assign=model.device.type == "meta")
@@ -102,6 +109,14 @@ class Positions(Change):
             rope["rope_type"] = self.scaling
             rope["factor"] = self.most / before
             rope["original_max_position_embeddings"] = before
+            return
+        kind = rope.get("rope_type")
+        if kind == "dynamic" or (kind in ("yarn", "longrope") and not rope.get("factor")):
+            raise MaskwiseError(
+                "positions: the rotary frequencies of this model depend on its number of positions",
+                got=f"rope_type={kind}",
+                do=f"give scaling, one of {', '.join(OF_ROTARY)}",
+            )
 
     def _longer(self, table: Tensor, before: int, size: int) -> Tensor:
         """Return a table (``size``, H) from one with ``before`` positions behind other rows."""

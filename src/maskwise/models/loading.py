@@ -259,12 +259,9 @@ def known_fields(architecture: str, names: Iterable[str]) -> set[str]:
 
 
 def with_fields(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
-    """Return the configuration of a pre-trained model with some changed fields.
-
-    Rates of dropout and of dropped layers can be changed. ``max_position_embeddings`` can be
-    changed if no weight depends on it, as in most models with rotary positions. In DeBERTa-v3, the
-    buckets of relative positions then stay as they were. All other fields would need other weights,
-    or would make the trained weights meaningless.
+    """Return the configuration of a pre-trained model with changed rates of dropout and of dropped
+    layers. All other fields would need other weights, or would make the trained weights
+    meaningless.
 
     Args:
         config: the configuration of the pre-trained model.
@@ -278,61 +275,23 @@ def with_fields(config: PreTrainedConfig, fields: Fields) -> PreTrainedConfig:
     changed = copy.deepcopy(config)
     rates = [name for name in config.to_dict() if is_rate(name)]
     for name, value in fields.items():
-        if not (is_rate(name) or name == POSITIONS):
+        if not is_rate(name):
+            do = f"remove model.settings.{name}, or train a new model (model.pretrained=null)"
+            if name == POSITIONS:
+                do = f'for longer rows, model.changes=["positions({value})"]'
             raise MaskwiseError(
                 f"a pre-trained model cannot change its {name}",
                 got=value,
-                allowed=f"rates of dropout ({', '.join(rates)}), and {POSITIONS} if no weight "
-                "depends on it",
-                do=f"remove model.settings.{name}, or train a new model (model.pretrained=null)",
+                allowed=f"rates of dropout ({', '.join(rates)})",
+                do=do,
             )
-        if is_rate(name):
-            finite_number(f"model.settings.{name}", value, least=0, most=1)
-        else:
-            whole_number(f"model.settings.{name}", value, least=1)
+        finite_number(f"model.settings.{name}", value, least=0, most=1)
         # A nested configuration of ESM may be None.
         parts = [getattr(changed, part) for part in changed.sub_configs]
         for part in filter(None, [changed, *parts]):
             if hasattr(part, name):
                 setattr(part, name, value)
-    if POSITIONS in fields:
-        _keep_meaning(config, changed)
-    if POSITIONS in fields and _shapes(changed) != _shapes(config):
-        raise MaskwiseError(
-            f"this {config.model_type} model has weights for its positions",
-            got=f"{POSITIONS}={fields[POSITIONS]}",
-            allowed=getattr(config, POSITIONS, None),
-            do=f"remove model.settings.{POSITIONS}",
-        )
     return changed
-
-
-def _keep_meaning(config: PreTrainedConfig, changed: PreTrainedConfig) -> None:
-    """Keep what the trained weights mean, if ``changed`` has another number of positions.
-
-    Raises:
-        MaskwiseError: rotary frequencies are computed from the number of positions.
-    """
-    # If this field is −1, DeBERTa computes its buckets of relative positions from ``POSITIONS``.
-    if getattr(config, "relative_attention", False) and config.max_relative_positions < 1:
-        changed.max_relative_positions = getattr(config, POSITIONS)
-    ropes = getattr(config, "rope_parameters", None) or {}
-    # ModernBERT has one mapping for each type of layer.
-    for rope in [ropes, *(part for part in ropes.values() if isinstance(part, Mapping))]:
-        kind = rope.get("rope_type")
-        if kind == "dynamic" or (kind in ("yarn", "longrope") and not rope.get("factor")):
-            raise MaskwiseError(
-                f"the rotary frequencies of this {config.model_type} model (rope_type={kind}) "
-                f"depend on its {POSITIONS}",
-                got=f"{POSITIONS}={getattr(changed, POSITIONS)}",
-                allowed=getattr(config, POSITIONS),
-                do=f"remove model.settings.{POSITIONS}",
-            )
-
-
-def _shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the weights of a language model, by name."""
-    return {name: tuple(t.shape) for name, t in empty_model(config).state_dict().items()}
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase) -> Fields:

@@ -279,8 +279,8 @@ class ModelSettings(Settings):
     """The architecture of a new model: transformers' ``model_type``, such as bert or t5."""
     settings: Weights[dict[str, Any]] = {}
     """Fields of a new model's configuration, such as hidden_size. Of a pre-trained model, only
-    rates of dropout can be changed, such as hidden_dropout_prob, and the number of positions if no
-    weight depends on it, as in ModernBERT (max_position_embeddings)."""
+    rates of dropout can be changed, such as hidden_dropout_prob; for more positions, see
+    model.changes."""
     unigram_bias: Weights[bool] = True
     """Initialise the output bias of a new head with log frequencies of tokens in the training
     text."""
