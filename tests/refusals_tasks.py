@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 
 from maskwise.base.errors import MaskwiseError, command_line
+from maskwise.recipe import read_recipe
+from maskwise.studies.adapt.title_pairs import write_pairs
 from maskwise.tasks import FinetuneSettings, encode, evaluate_tasks, finetune, load_task
 from maskwise.tasks.finetuning import task_record
+from maskwise.text import read_documents
+from maskwise.text.settings import CorpusSettings
 from refusals import Refusal, cases
 from test_tasks import TOKENIZERS, tiny_config, topics
-from tiny import load_rows
+from tiny import load_rows, maskwise
 
 
 def _table(folder: Path) -> Path:
@@ -118,6 +122,23 @@ def encoded(max_length: int, tokenizer: Any = None, pad: str = "[PAD]") -> objec
     return encode(topics(30), words, max_length=max_length)
 
 
+def _sequences(folder: Path) -> Path:
+    file = folder / "family.fasta"
+    words = [document.text for document in read_documents("bundled:families", limit=300)]
+    file.write_text("".join(f">{n}\n{text}\n" for n, text in enumerate(words)))
+    return file
+
+
+def _new(folder: Path) -> None:
+    """Run the command that the error names."""
+    with command_line(), pytest.raises(MaskwiseError) as caught:
+        write_pairs(CorpusSettings(source=str(folder / "family.fasta")), folder)
+    command = shlex.split(str(caught.value).partition("maskwise ")[2].partition(";")[0])
+    assert command[0] == "new"
+    assert maskwise(*command, "--out", folder / "family.yaml") == 0
+    assert read_recipe(folder / "family.yaml").study.arms
+
+
 ROWS = [
     *(
         Refusal(f"task {spec} {options}", lambda _, s=spec, o=options: load_task(s, **o), facts)
@@ -176,6 +197,12 @@ ROWS = [
         partial(tuned, longest=32),
     ),
     Refusal("search a rate without dev", partial(searched, dev=()), ("dev", "mine"), searched),
+    Refusal(
+        "sequences without a task",
+        lambda folder: write_pairs(CorpusSettings(source=str(_sequences(folder))), folder),
+        ("maskwise new", "family.fasta", "proteins.md"),
+        _new,
+    ),
     Refusal(
         "labels in a column of any name",
         lambda folder: load_task(str(_table(folder)), text="Description"),

@@ -97,11 +97,14 @@ OWN_ROWS = (f"data/*-{'[0-9a-f]' * 8}.jsonl", "data/.*.partial")
 """Patterns of the files of rows that Python gives, which are there before a command begins."""
 LOCK_TRIES = 10
 """The maximum number of tries to lock a file whose folder other processes remove."""
-ENDINGS = (
-    *(".gz", ".zst", ".txt", ".jsonl", ".jsonlines", ".json", ".csv", ".tsv", ".parquet"),
-    *(".fasta", ".fa", ".faa", ".fna", ".conllu", ".conll", ".iob2", ".yaml", ".yml"),
-    *(".npy", ".npz"),
-)
+PLAIN = (".txt",)
+FASTA = (".fasta", ".fa", ".faa", ".fna")
+TABLES = (".csv", ".tsv")
+OBJECTS = (".jsonl", ".jsonlines", ".json", ".parquet")
+ARRAYS = (".npy", ".npz")
+SENTENCES = (".conllu", ".conll", ".conll.txt", ".iob2")
+"""Extensions of files of texts, token ids and labels, by how they are read (``text.source``)."""
+ENDINGS = (*PLAIN, *FASTA, *TABLES, *OBJECTS, *ARRAYS, *SENTENCES, ".yaml", ".yml", ".gz", ".zst")
 """Extensions of the files that commands read, and of compressed files."""
 MOST_BYTES = 10_000_000
 """The maximum size of a text that is copied, such as a licence."""

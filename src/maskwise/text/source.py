@@ -38,7 +38,16 @@ from maskwise.base.errors import (
     require_known,
     unknown_name,
 )
-from maskwise.base.folders import bundled_file, in_utf8
+from maskwise.base.folders import (
+    ARRAYS,
+    FASTA,
+    OBJECTS,
+    PLAIN,
+    SENTENCES,
+    TABLES,
+    bundled_file,
+    in_utf8,
+)
 from maskwise.base.specs import user_path
 from maskwise.text.conll import tagged_sentences
 from maskwise.text.opening import (
@@ -533,12 +542,6 @@ def _sentences(path: Path, fields: FieldNames) -> Iterator[Entry]:
     return _numbered(tagged_sentences(path, str(ending_of(path, LABELS))))
 
 
-PLAIN = (".txt",)
-FASTA = (".fasta", ".fa", ".faa", ".fna")
-TABLES = (".csv", ".tsv")
-OBJECTS = (".jsonl", ".jsonlines", ".json", ".parquet")
-ARRAYS = (".npy", ".npz")
-SENTENCES = (".conllu", ".conll", ".conll.txt", ".iob2")
 PYTHON_ENDINGS = (".py", ".pyi", ".pyx", ".pxd")
 SOURCE = (
     *PYTHON_ENDINGS,

@@ -30,11 +30,11 @@ from tokenizers import (
 
 from maskwise.base.constants import ONLY_RESIDUES
 from maskwise.base.errors import MaskwiseError, first_line, require_known, whole_number
-from maskwise.base.folders import left_out, not_to_copy
+from maskwise.base.folders import FASTA, left_out, not_to_copy
 from maskwise.models.starts import TEMPLATES, TOKENIZER_FILES, find_start
 from maskwise.text.documents import BATCH_CHARACTERS, batches
 from maskwise.text.opening import valid_texts
-from maskwise.text.source import FASTA, ending_of
+from maskwise.text.source import ending_of
 from maskwise.text.words import (
     ROLES,
     classify,

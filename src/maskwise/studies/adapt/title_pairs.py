@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from maskwise.base.errors import MaskwiseError, option
+from maskwise.base.errors import MaskwiseError, option, shell_words
 from maskwise.evaluation.measures.overlap import BATCH_CHARACTERS, LEAST, Finder
 from maskwise.recipe.yamls import Plain
 from maskwise.studies.adapt.request import PAIRS
@@ -27,6 +27,7 @@ from maskwise.studies.inputs import file_of_rows
 from maskwise.text.rows import held_out_below, is_dev
 from maskwise.text.settings import CorpusSettings
 from maskwise.text.source import shards_of
+from maskwise.text.tokenizers import LETTERS, usual_tokenizer
 
 MOST_PAIRS, LEAST_PAIRS = 500, 20
 """Maximum and minimum number of pairs of title and text in a retrieval task."""
@@ -88,6 +89,10 @@ def write_pairs(
         do = f"give {option('task', 'FILE', python='tasks')}"
         if not choose_share:
             do += f", or hold out more than {corpus.held_out:g} of the documents (corpus.held_out)"
+        if usual_tokenizer(str(corpus.source)) == LETTERS:
+            new = shell_words(("maskwise", "new", corpus.source))
+            do += f"; or, for new models of sequences without a task: {new}"
+            do += "; for a model that exists: docs/proteins.md"
         raise MaskwiseError(
             "there is no task to evaluate on, and too few texts have a title or a second sentence "
             "to make a task from texts that are held out from training",
