@@ -244,7 +244,8 @@ def finetune(
         runs: the number of fine-tuning runs per task, by default 3. Tasks that keep the encoder
             frozen run once.
         overrides: settings such as ``{"learning_rate": 1e-3}``, or ``["learning_rate=1e-3"]``.
-        processes: the number of runs that are trained side by side, each in a process of its own.
+        processes: the number of runs that are fine-tuned at once, each in one process. In `learn`,
+            `maskwise.study` and `maskwise.adapt`, processes train one model together.
 
     Returns:
         One dict for each task: ``score`` is the mean over runs, ``fine_tuning`` the score of each
@@ -261,6 +262,8 @@ def finetune(
 
     require_one_process()
     processes = whole_number("processes", processes, least=1)
+    if runs is not None:
+        whole_number("runs", runs, least=1)
     out = Path(out)
     with kept_if_begun(OutputFolder(out, "finetune")):
         changes = overrides_of(overrides, None, None, out)

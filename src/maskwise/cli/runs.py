@@ -388,7 +388,11 @@ def finetune(
     out: Out = None,
     processes: Annotated[
         int,
-        typer.Option(min=1, help="Processes that fine-tune side by side, a run at a time."),
+        typer.Option(
+            min=1,
+            help="Runs that are fine-tuned at once, each in one process. In other commands, "
+            "processes train one model together.",
+        ),
     ] = 1,
     as_json: Json = False,
 ) -> None:

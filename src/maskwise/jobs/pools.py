@@ -312,8 +312,8 @@ def require_one_process() -> None:
             "torchrun has started several processes, and this call starts its processes itself",
             got=f"WORLD_SIZE={ranks_here()}",
             allowed="maskwise pretrain and learn",
-            do=f"run it without torchrun; study, adapt and finetune have "
-            f"{option('processes', ranks_here())}",
+            do=f"run it without torchrun; {option('processes', ranks_here())} trains each model of "
+            "study and adapt on so many devices, and in finetune so many runs at once",
         )
 
 
