@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -169,13 +169,7 @@ def test_an_arm_without_a_loss_has_diverged() -> None:
 def test_the_best_rate_is_the_lowest_where_lower_is_better(metric: str) -> None:
     task = load_task(world("factworld(people=40)").task("generation", metric=metric))
     settings = FinetuneSettings(learning_rate=1e-3, search_rate=True, steps=2)
-    rates: list[float] = []
-
-    def run(settings: FinetuneSettings, seed: int, name: str) -> dict[str, float]:
-        assert settings.learning_rate is not None
-        rates.append(settings.learning_rate)
-        return {"dev": settings.learning_rate}
-
-    found, tried, _ = finetuning.search_rate(task, settings, run)  # type: ignore[arg-type]
-    assert found.learning_rate == (min(rates) if metric == "nats" else max(rates))
-    assert set(tried) == set(rates) and len(rates) > 2
+    rates = [*finetuning.trials_of(task, settings)]
+    found = finetuning.best_rate(task, {rate: cast("Any", {"dev": rate}) for rate in rates})
+    assert found == (min(rates) if metric == "nats" else max(rates))
+    assert len(rates) > 2

@@ -191,9 +191,9 @@ def test_several_processes_show_progress_and_find_what_one_finds(search, again, 
     # The pool of the tests runs them in this process.
     tuner = Tuner(most=2e-3)
     assert again(tuner, *search, seeds=3, processes=2) == alone
-    assert "0 of 6 stages" in capfd.readouterr().err
-    if len(search) == 1:
-        assert sorted(tuner.seeds) == [0, 0, 1, 1, 2, 2], "records are made of the results"
+    trials = [finetuning.TRIAL_SEED] * 6 if len(search) > 1 else []
+    assert f"0 of {6 + len(trials)} stages" in capfd.readouterr().err
+    assert sorted(tuner.seeds) == [0, 0, 1, 1, 2, 2, *trials], "records are made of the results"
 
 
 def test_a_run_that_fails_in_a_process_leaves_the_others(again):
@@ -243,6 +243,21 @@ def test_a_trial_of_other_settings_is_not_used(again, tmp_path):
     assert [rate for _, rate in rest.calls] == [0.003]
     again(other, *search, "batch_size=8")
     assert [rate for _, rate in other.calls[:3]] == [0.00033, 0.001, 0.003]
+
+
+def test_a_rate_that_diverged_is_not_tried_again(again):
+    """That it diverges is the result of its trial."""
+    search = ("learning_rate=1e-3", "search_rate=true")
+    with pytest.raises(KeyboardInterrupt):
+        again(Tuner(most=2e-3, after=3), *search)
+    rest = Tuner(most=2e-3)
+    records = again(rest, *search)
+    assert rest.seeds[:2] == [0, 1] and "learning rate 0.003 diverged" in records[0]["notes"][0]
+
+
+def test_rates_of_which_all_diverge_are_one_line(again):
+    with pytest.raises(MaskwiseError, match="every learning rate that was tried on task banking77"):
+        again(Tuner(most=0), "learning_rate=1e-3", "search_rate=true")
 
 
 def test_from_python_with_rows(tmp_path, monkeypatch):

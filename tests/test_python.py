@@ -94,7 +94,7 @@ def test_the_same_call_trains_nothing_again(result, inputs, monkeypatch):
 def test_the_place_of_rows_is_not_part_of_a_study(result, inputs, tmp_path, monkeypatch):
     recipe, texts, rows = inputs
     monkeypatch.setattr("maskwise.studies.work.pretrain", None)
-    monkeypatch.setattr("maskwise.studies.work.TaskRuns", None)
+    monkeypatch.setattr("maskwise.studies.work.runs_of_task", None)
     given = {"texts": texts, "tasks": {"letters": rows}}
     # The same folder, spelt in another way and from another working folder.
     monkeypatch.chdir(result.folder.parent)

@@ -25,20 +25,19 @@ from maskwise.tasks import (
     BUNDLED_TASKS,
     KINDS,
     FinetuneSettings,
-    FineTuning,
     Task,
     TaskSource,
-    TaskStart,
     encode,
     evaluate_tasks,
     finetune,
+    finetuning,
     load_task,
 )
 from maskwise.tasks.finetuning import answers_of, load_network, task_record
 from maskwise.tasks.kinds.classes import TaggedRow, TextRow
 from maskwise.tasks.metrics import METRICS, accuracy, entities, entity_f1
 from maskwise.tasks.reading import WHAT_THEY_ARE
-from maskwise.text import load_tokenizer, train_tokenizer
+from maskwise.text import train_tokenizer
 from maskwise.text.source import read_records
 from maskwise.training import TrainingSettings
 from tiny import SPLITS, load_rows, write_lines
@@ -466,24 +465,12 @@ def test_a_rate_is_searched_on_dev_with_a_seed_of_its_own() -> None:
     assert task_record(None, task, settings=plain, **how)["score"] == record["score"]
 
 
-def test_a_task_is_a_measure_of_a_checkpoint():
-    """The rows are those of a study, and the seeds those of the run."""
+def test_the_scores_of_a_task_are_rows_of_a_study():
     task = load_task("trivia(kind='sentence-embedding', train_rows=50, test_rows=50)")
-    tokenizer = load_tokenizer("bundled:encoder")
-
-    def run(settings, seed, name):
-        return finetune("bundled:encoder", task, tokenizer=tokenizer, settings=settings, seed=seed)
-
-    measure = FineTuning(task, FinetuneSettings(seeds=2), run=run)
-    (score, dev, *_) = measure.measure(TaskStart("bundled:encoder"), tokenizer, seed=1)
-    assert (score.kind, score.measure, score.split) == ("task", task.name, "test")
-    assert dev.split == "dev" and measure.texts() == task.texts()
     (record,) = evaluate_tasks("bundled:encoder", [task], seeds=2)
-    assert score.value == record["score"] and len(score.facts["fine_tuning"]) == 1
-    assert (
-        measure.content()
-        != FineTuning(task, FinetuneSettings(seeds=2, epochs=9), run=run).content()
-    )
+    (score, dev, *_) = finetuning.rows_of(record)
+    assert (score.kind, score.measure, score.split) == ("task", task.name, "test")
+    assert dev.split == "dev" and len(score.facts["fine_tuning"]) == 1
 
 
 @pytest.mark.parametrize("names", [("title", "body", "grade"), ("headline", "text2", "stars")])

@@ -1,9 +1,9 @@
 """What can be measured of a checkpoint: a `Measure` returns rows of the table of a study.
 
-Held-out losses, minimal pairs, cloze facts, tasks (also those whose answers are generated) and the
-measures of other packages are one notion. A study asks a measure for its name, for a hash of what
-it reads (`Measure.content`), for its texts, which may be in the corpus (`Measure.texts`), and for
-its numbers (`Measure.measure`).
+Held-out losses, minimal pairs, cloze facts and the measures of other packages are one notion. A
+study asks a measure for its name, for a hash of what it reads (`Measure.content`), for its texts,
+which may be in the corpus (`Measure.texts`), and for its numbers (`Measure.measure`). Scores on
+tasks, which train the model, are rows of the same table (`tasks.finetuning.rows_of`).
 """
 
 from __future__ import annotations
@@ -89,8 +89,7 @@ class Measure(ABC):
         """Measure a model.
 
         Args:
-            model: the network, in evaluation mode; for a measure that trains it (a task), the
-                ``tasks.TaskStart`` from which every training loads it anew.
+            model: the network, in evaluation mode.
             tokenizer: its tokenizer.
             seed: the seed of random choices. It is 0 for evaluations of a study, whose stages are
                 named by what they read.

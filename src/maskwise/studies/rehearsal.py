@@ -516,7 +516,7 @@ def _task(rehearsal: Rehearsal, stage: Stage) -> Small:
     settings = FinetuneSettings(**stage.what["finetune"])
     needs = tuple(rehearsal.stand_in(need).name for need in stage.needs)
     start, _ = start_of_task(replace(stage, needs=needs), rehearsal.store)
-    settings = settings_for(task, settings, start.config or start.checkpoint)
+    settings = settings_for(task, settings, start)
     steps = settings.training(task, seed=0).steps
     answered = dev + test
     if settings.eval_every:

@@ -11,7 +11,7 @@ stages that no other process runs, and waits for the others.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import nullcontext
 from functools import partial
@@ -63,6 +63,7 @@ def execute(
     engine: Where = "local",
     retries: int = RETRIES,
     processes: int = 1,
+    finished: Callable[[Stage], object] = lambda stage: None,
 ) -> dict[str, str]:
     """Execute stages.
 
@@ -78,6 +79,7 @@ def execute(
         engine: a name in ``jobs.ENGINES``, an executor, or this process.
         retries: the maximum number of retries after a failure that may be temporary.
         processes: the number of processes that train each model together.
+        finished: a function to call with each stage that has ended well.
 
     Returns:
         The error messages of stages that failed or need a failed stage, keyed by stage name.
@@ -162,6 +164,7 @@ def execute(
                     continue
                 if failure is None:
                     progress.forecast.look(name)
+                    finished(stage)
                     continue
                 tries[name] += 1
                 if failure.passing and tries[name] <= retries:

@@ -7,10 +7,9 @@ interruption, the same command resumes the run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from maskwise.base.constants import rank_here, ranks_here
 from maskwise.base.errors import MaskwiseError, option
 from maskwise.base.folders import (
     OutputFolder,
+    read_json,
     read_lines,
     write_json,
     write_lines,
@@ -46,7 +46,9 @@ from maskwise.studies.plan import Plan, Run
 from maskwise.studies.run import unfinished
 from maskwise.studies.scheduler import execute
 from maskwise.studies.stages import (
+    DONE,
     KINDS,
+    STAGE,
     Stage,
     content_of_model,
     finetune_alone,
@@ -57,20 +59,16 @@ from maskwise.studies.stages import (
     without_places,
 )
 from maskwise.studies.store import StageStore
-from maskwise.studies.work import TaskRuns, fine_tuned
+from maskwise.studies.work import record_of_runs, runs_of_task
 from maskwise.tasks.finetuning import (
     TRIAL_SEED,
     TaskRecord,
+    TaskStart,
     idle_settings,
-    search_rate,
-    searches_rate,
-    settings_for,
     tasks_of,
-    trial_name,
-    trials_of,
 )
 from maskwise.tasks.settings import FinetuneSettings
-from maskwise.tasks.task import Task
+from maskwise.training.checkpoint import forget_states
 from maskwise.training.engine import FREE
 
 PHASE = "phase-"
@@ -324,107 +322,49 @@ def run_finetune(
         known = sorted({*tasks_before(out), *specs})
         write_json(out / FINETUNE, {"maskwise": __version__, "recipe": {"tasks": known}})
 
-        results: dict[str, TaskRecord] = {}
-
-        def keep(record: TaskRecord, stage: Stage) -> None:
-            """Write a record, unless the file has one of more seeds."""
-            record = {**record, "made_of": stage.name, "model": model}
-            results[record["task"]] = record
-            before = lines.get(record["task"])
-            if before is None or len(before["dev"]) <= len(record["dev"]):
-                lines[record["task"]] = record
-                write_lines(out / RECORDS, lines.values())
-
+        loaded = {name: task for name, (task, _) in found.items()}
         runs = {
-            name: TaskRuns(stage, StageStore(out), out / name, do=_do_here)
+            name: runs_of_task(stage, loaded[name], settings, TaskStart(model))
             for name, stage in stages.items()
         }
-        if processes > 1:
-            loaded = {name: task for name, (task, _) in found.items()}
-            _fine_tune_side_by_side(model, runs, loaded, settings, out, processes)
-        for name, stage in stages.items():
-            fine_tuned(runs[name], seeds=settings.seeds, keep=partial(keep, stage=stage))
-    return [*results.values()]
+        planned: dict[str, Run] = {}
+        places: dict[str, Path] = {}
+        for name, of_task in runs.items():
+            for place, run in of_task.items():
+                planned[run.name] = Run(name, run.what["seed"], Recipe(), (run,))
+                places[run.name] = out / name / place
+                _make_way(run, places[run.name])
+        store = StageStore(out, places=places)
+
+        def record_of(name: str) -> TaskRecord | None:
+            """Return the record of a task so far, and write it, unless the file has more seeds."""
+            record = record_of_runs(loaded[name], runs[name].values(), store)
+            if record is not None:
+                record |= {"made_of": stages[name].name, "model": model}
+                before = lines.get(name)
+                if before is None or len(before["dev"]) <= len(record["dev"]):
+                    lines[name] = record
+                    write_lines(out / RECORDS, lines.values())
+            return record
+
+        where: Plain = {"engine": "local", "jobs": processes} if processes > 1 else {}
+        errors = _do(
+            planned.values(), store, finished=lambda run: record_of(planned[run.name].arm), **where
+        )
+        # If a trial failed, so did the runs that need it.
+        failed = [run for name, run in planned.items() if name in errors and run.seed != TRIAL_SEED]
+        for each in failed:
+            raise MaskwiseError(f"{each.title}: {errors[each.chain[0].name]}")
+        records = map(record_of, runs)
+    return [record for record in records if record is not None]
 
 
-def _do_here(stage: Stage, store: StageStore) -> Plain:
-    """Execute a run in this process, unless it is finished."""
-    _do([_run_of(stage)], store)
-    result = store.result(stage)
-    assert result is not None, "what a stage raises in this process ends the call"
-    return result
-
-
-def _run_of(stage: Stage, task: str = "") -> Run:
-    """Return a run that is one fine-tuning."""
-    return Run(task, stage.what["seed"], Recipe(), (stage,))
-
-
-def _fine_tune_side_by_side(
-    model: str,
-    runs: Mapping[str, TaskRuns],
-    tasks: Mapping[str, Task],
-    settings: FinetuneSettings,
-    out: Path,
-    jobs: int,
-) -> None:
-    """Do all runs in several processes. Records are then made of the results.
-
-    Args:
-        model: the checkpoint.
-        runs: the runs of each task, keyed by the name of the task.
-        tasks: the tasks, keyed in the same way.
-        settings: the settings, before a search for the learning rate.
-        out: the folder of the command.
-        jobs: the number of processes.
-
-    Raises:
-        MaskwiseError: a run failed.
-    """
-    chosen = {name: settings_for(task, settings, model) for name, task in tasks.items()}
-    searched = {name: task for name, task in tasks.items() if searches_rate(task, chosen[name])}
-    trials = []
-    for name, task in searched.items():
-        for rate, trial in trials_of(task, chosen[name]).items():
-            trials.append((name, trial, TRIAL_SEED, trial_name(rate)))
-    # A rate may diverge. Whether it did, or the trial failed for another reason, the search finds.
-    if trials:
-        _do_side_by_side(runs, trials, out, jobs)
-    for name, task in searched.items():
-        chosen[name], _, _ = search_rate(task, chosen[name], runs[name])
-    final = []
-    for name, task in tasks.items():
-        # A frozen encoder gives the same score for every seed.
-        for seed in range(1 if task.frozen else settings.seeds):
-            final.append((name, chosen[name], seed, f"seed-{seed}"))
-    errors = _do_side_by_side(runs, final, out, jobs)
-    for title, error in errors.items():
-        raise MaskwiseError(f"{title}: {error}")
-
-
-def _do_side_by_side(
-    runs: Mapping[str, TaskRuns],
-    wanted: Sequence[tuple[str, FinetuneSettings, int, str]],
-    out: Path,
-    jobs: int,
-) -> dict[str, str]:
-    """Execute runs, and return the errors of those that failed, keyed by task and seed.
-
-    Args:
-        runs: the runs of each task.
-        wanted: for each run, the name of its task, the settings, the seed, and the folder's name.
-        out: the folder of the command.
-        jobs: the number of processes.
-    """
-    places = {}
-    planned = []
-    for task, settings, seed, name in wanted:
-        stage, place = runs[task].placed(settings, seed, name)
-        places[stage.name] = place
-        planned.append(_run_of(stage, task))
-    errors = _do(planned, StageStore(out, places=places), engine="local", jobs=jobs)
-    titles = {stage.name: run.title for run in planned for stage in run.stages}
-    return {titles[name]: error for name, error in errors.items()}
+def _make_way(run: Stage, place: Path) -> None:
+    """Remove the result and the states of a run with other settings from a folder of the user."""
+    before = read_json(place / STAGE)
+    if not before or Stage.from_dict(before).name != run.name:
+        (place / DONE).unlink(missing_ok=True)
+        forget_states(place)
 
 
 # maskwise learn

@@ -13,7 +13,8 @@ inputs and results of earlier stages (left) and writes a result (right):
                scores the text of a later prepare
     evaluate   prepare + pretrain (or the start model) + measures → held-out losses and others
     finetune   pretrain (or the start model) + task + settings → one score per fine-tuning seed
-    tune       one fine-tuning seed of a finetune stage, in whose folder it is → its score
+    tune       one run of a finetune stage, in whose folder it is: with a fine-tuning seed, or to
+               try a learning rate → its score
     overlap    corpus + task → number of test items that occur in the training text
 """
 
@@ -236,6 +237,11 @@ def add_kind(kind: StageKind) -> None:
     """
     if KINDS.setdefault(kind.name, kind) != kind:
         raise MaskwiseError("there is a kind of stage with this name already", got=kind.name)
+
+
+def kind_of(name: str) -> StageKind:
+    """Return the kind of a stage, which its name begins with."""
+    return KINDS[name.rpartition("-")[0]]
 
 
 def named(stages: Iterable[Stage]) -> dict[str, Stage]:
@@ -532,17 +538,20 @@ def finetune_stage(
     return _stage_on("finetune", recipe, what, prepared, pretrained)
 
 
-def tune_stage(of: Stage, settings: FinetuneSettings, seed: int) -> Stage:
+def tune_stage(
+    of: Stage, settings: FinetuneSettings, seed: int, *, trials: Iterable[Stage] = ()
+) -> Stage:
     """Return the stage of one run of a stage of kind "finetune".
 
     Args:
         of: the stage of kind "finetune".
-        settings: the settings of the run, such as the learning rate that a search found.
+        settings: the settings of the run.
         seed: the fine-tuning seed.
+        trials: the runs that try learning rates. The settings of the best of them are used.
     """
     alone = {"seeds", "search_rate"}
     run = {"finetune": settings.model_dump(mode="json", exclude=alone), "seed": seed}
-    return Stage("tune", of.what | run, of.needs, of.how)
+    return Stage("tune", of.what | run, (*of.needs, *named(trials)), of.how)
 
 
 def finetune_alone(model: str, task: Task, spec: str, settings: FinetuneSettings) -> Stage:

@@ -17,7 +17,7 @@ from maskwise.base.folders import damage, is_locked, locked, read_json, refuse_b
 from maskwise.base.specs import user_path
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
-from maskwise.studies.stages import DONE, KINDS, STAGE, Stage
+from maskwise.studies.stages import DONE, KINDS, STAGE, Stage, kind_of
 
 UNMAKE_SECONDS = 0.1
 """The pause before a stage that another process looks at is looked at again."""
@@ -88,7 +88,7 @@ class StageStore:
     def output(self, stage: Stage | str) -> Path:
         """Return the folder of a stage that later stages read, such as its checkpoint."""
         name = stage if isinstance(stage, str) else stage.name
-        output = KINDS[name.rpartition("-")[0]].output
+        output = kind_of(name).output
         assert output is not None, "a stage needs stages that have an output"
         return self.folder(stage) / output
 

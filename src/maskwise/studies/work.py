@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
@@ -41,7 +41,6 @@ from maskwise.models.loading import load_config, load_model, with_fields
 from maskwise.objectives import objective_class
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
-from maskwise.results.measurements import Measurement
 from maskwise.studies.pretraining import pretrain
 from maskwise.studies.stages import (
     CHECKPOINT,
@@ -54,13 +53,14 @@ from maskwise.studies.stages import (
     StageKind,
     add_kind,
     changed_since,
+    kind_of,
     recipe_of,
     require_same_text,
     tune_stage,
 )
 from maskwise.studies.store import StageStore
 from maskwise.tasks import finetuning
-from maskwise.tasks.finetuning import FineTuning, Score, TaskRecord, TaskStart
+from maskwise.tasks.finetuning import Score, TaskRecord, TaskStart
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.settings import FinetuneSettings
 from maskwise.tasks.task import Task
@@ -152,7 +152,8 @@ def tokenizer_folder(stage: Stage, store: StageStore) -> str:
 
 def checkpoint_of(stage: Stage, store: StageStore) -> Path | None:
     """Return the checkpoint that a stage starts from; None without an earlier training stage."""
-    return store.output(stage.needs[1]) if len(stage.needs) > 1 else None
+    trained = [name for name in stage.needs if kind_of(name).output == CHECKPOINT]
+    return store.output(trained[0]) if trained else None
 
 
 def starting_from(checkpoint: Path | None, recipe: Recipe) -> Recipe:
@@ -490,72 +491,55 @@ def _finetune(stage: Stage, store: StageStore) -> Plain:
     began = time.perf_counter()
     # The runs that an interrupted call has finished.
     earlier = [read_json(path) or {} for path in folder.glob(f"*/{DONE}")]
-    about: Plain = {}
-
-    def keep(record: TaskRecord) -> None:
-        told = ("notes", "lost_words", "tried")
-        about.update({key: value for key, value in record.items() if key in told})
-
-    settings = FinetuneSettings(**stage.what["finetune"])
-    rows = fine_tuned(TaskRuns(stage, store, folder), seeds=settings.seeds, keep=keep)
+    task = _task_of(stage)
+    start, _ = start_of_task(stage, store)
+    runs = runs_of_task(stage, task, FinetuneSettings(**stage.what["finetune"]), start)
+    places = {run.name: folder / name for name, run in runs.items()}
+    store = replace(store, places={**store.places, **places})
+    # Not by ``execute``: this stage is locked and planned already.
+    for run in runs.values():
+        run_stage(run, store)
+    record = record_of_runs(task, runs.values(), store)
+    assert record is not None, "all runs are finished"
     seconds = time.perf_counter() - began
     seconds += sum(score.get("seconds", 0.0) for score in earlier)
-    lines = [row.line() for row in rows]
+    told = ("notes", "lost_words", "tried")
+    about = {key: value for key, value in record.items() if key in told}
+    lines = [row.line() for row in finetuning.rows_of(record)]
     return {"measurements": lines, **about, "seconds": round(seconds, 3)}
 
 
-@dataclass(frozen=True)
-class TaskRuns:
-    """Executes the runs of a stage of kind "finetune", of which each is a stage of kind "tune".
+def runs_of_task(
+    stage: Stage, task: Task, settings: FinetuneSettings, start: TaskStart
+) -> dict[str, Stage]:
+    """Return the runs of a stage of kind "finetune", keyed by the names of their folders.
 
-    Attributes:
-        stage: the stage of kind "finetune".
-        store: the folders of stages.
-        folder: the parent of the folders of the runs, such as ``seed-0``.
-        do: executes a run. In a study this is ``run_stage`` and not ``execute``, because a worker
-            has the stage already: it holds its lock, and if the stage is retried, ``run_stage``
-            returns the runs that are finished. ``execute`` would lock each run once more and build
-            the forecast of a plan for it, and this module would need the one that imports it.
+    A search for the learning rate begins with a run for each rate, which all others need.
     """
-
-    stage: Stage
-    store: StageStore
-    folder: Path
-    do: Callable[[Stage, StageStore], Plain] = run_stage
-
-    def __call__(self, settings: FinetuneSettings, seed: int, name: str) -> Score:
-        tune, place = self.placed(settings, seed, name)
-        places = {**self.store.places, tune.name: place}
-        return cast(Score, self.do(tune, replace(self.store, places=places)))
-
-    def placed(self, settings: FinetuneSettings, seed: int, name: str) -> tuple[Stage, Path]:
-        """Return a run and its folder, without the result of a run with other settings."""
-        tune = tune_stage(self.stage, settings, seed)
-        place = self.folder / name
-        before = read_json(place / STAGE)
-        # A folder of the user may hold a run with other settings.
-        if not before or Stage.from_dict(before).name != tune.name:
-            (place / DONE).unlink(missing_ok=True)
-            forget_states(place)
-        return tune, place
+    settings = finetuning.settings_for(task, settings, start)
+    trials = {
+        f"rate-{rate:g}": tune_stage(stage, trial, finetuning.TRIAL_SEED)
+        for rate, trial in finetuning.trials_of(task, settings).items()
+    }
+    if trials:
+        settings = settings.model_copy(update={"learning_rate": None})
+    first = 1000 * stage.what.get("seed", 0)
+    seeds = finetuning.scored_seeds(range(first, first + settings.seeds), task, start)
+    return trials | {
+        f"seed-{seed}": tune_stage(stage, settings, seed, trials=trials.values()) for seed in seeds
+    }
 
 
-def fine_tuned(
-    runs: TaskRuns, *, seeds: int, keep: Callable[[TaskRecord], object]
-) -> list[Measurement]:
-    """Measure a model on a task.
-
-    Args:
-        runs: the fine-tuning runs.
-        seeds: the number of runs.
-        keep: a function to call with the record so far after every run.
-    """
-    stage = runs.stage
-    task = _task_of(stage)
-    settings = FinetuneSettings(**{**stage.what["finetune"], "seeds": seeds})
-    start, tokenizer = start_of_task(stage, runs.store)
-    measure = FineTuning(task, settings, run=runs, keep=keep)
-    return measure.measure(start, tokenizer, seed=stage.what.get("seed", 0), folder=runs.folder)
+def record_of_runs(task: Task, runs: Iterable[Stage], store: StageStore) -> TaskRecord | None:
+    """Return the record of a task over the runs that are finished; None if no seed is."""
+    tried, scores = {}, []
+    for run in runs:
+        score = cast("Score | None", store.result(run))
+        if score and run.what["seed"] == finetuning.TRIAL_SEED:
+            tried[run.what["finetune"]["learning_rate"]] = score
+        elif score:
+            scores.append(score)
+    return finetuning.record_of(task, scores, tried) if scores else None
 
 
 def _task_of(stage: Stage) -> Task:
@@ -601,16 +585,18 @@ def start_of_task(stage: Stage, store: StageStore) -> tuple[TaskStart, PreTraine
 
 def _tune(stage: Stage, store: StageStore) -> Plain:
     start, tokenizer = start_of_task(stage, store)
-    seed = stage.what["seed"]
-    score = finetuning.finetune(
-        start.checkpoint,
-        _task_of(stage),
+    task = _task_of(stage)
+    trials = [_recorded(name, store) for name in stage.needs if kind_of(name) == KINDS["tune"]]
+    rates = {trial.what["finetune"]["learning_rate"]: trial for trial in trials}
+    tried = {rate: cast("Score", store.result(trial)) for rate, trial in rates.items()}
+    made = rates[finetuning.best_rate(task, tried)] if tried else stage
+    score = finetuning.tune(
+        start,
+        task,
         tokenizer=tokenizer,
-        settings=FinetuneSettings(**stage.what["finetune"]),
-        seed=seed,
-        config=start.config,
-        # A trial of a learning rate keeps only its score.
-        folder=None if seed == finetuning.TRIAL_SEED else store.folder(stage),
+        settings=FinetuneSettings(**made.what["finetune"]),
+        seed=stage.what["seed"],
+        folder=store.folder(stage),
         checkpoints=stage.how.get("checkpoints", False),
     )
     return {**score}

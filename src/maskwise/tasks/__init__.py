@@ -11,10 +11,8 @@ from maskwise.base.plugins import on_first_use
 __getattr__ = on_first_use(
     __name__,
     {
-        "FineTuning": "finetuning",
         "Score": "finetuning",
         "TaskRecord": "finetuning",
-        "TaskStart": "finetuning",
         "evaluate_tasks": "finetuning",
         "finetune": "finetuning",
         "task_record": "finetuning",

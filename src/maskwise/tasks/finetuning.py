@@ -8,7 +8,6 @@ step are scored on test, because the best of several test scores would be biased
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,17 +15,16 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.base.constants import LOWER_IS_BETTER, Kind
+from maskwise.base.constants import LOWER_IS_BETTER
 from maskwise.base.devices import best_device
 from maskwise.base.errors import MaskwiseError, whole_number
 from maskwise.base.folders import write_lines
-from maskwise.evaluation.measure import Measure
 from maskwise.models.families import check_fit, check_room, evaluating
 from maskwise.models.loading import load_task_model, task_config, weights_of
 from maskwise.objectives.base import Objective
@@ -62,9 +60,6 @@ TRIAL_FACTORS = (1 / 3, 1.0, 3.0)
 # The seed of the learning-rate search. It differs from every seed whose score is reported.
 TRIAL_SEED = 1 << 40
 
-RunTask: TypeAlias = Callable[[FinetuneSettings, int, str], Score]
-"""Fine-tunes with settings and a seed. The third argument is the name of the run's folder."""
-
 
 class TaskStart(NamedTuple):
     """The model that is fine-tuned: a checkpoint, a configuration that changes it, or both.
@@ -74,69 +69,6 @@ class TaskStart(NamedTuple):
 
     checkpoint: str | Path | None
     config: PreTrainedConfig | None = None
-
-
-class FineTuning(Measure):
-    """The scores on a task after fine-tuning; a frozen encoder is not trained.
-
-    Args:
-        task: the task.
-        settings: the settings, with the number of runs (``seeds``).
-        run: runs ``finetune`` with settings and a seed; in a study, each run is a stage.
-        keep: a function to call with the record so far after every run.
-    """
-
-    model_kind: ClassVar[Kind | None] = None
-
-    def __init__(
-        self,
-        task: Task,
-        settings: FinetuneSettings,
-        *,
-        run: RunTask,
-        keep: Callable[[TaskRecord], object] | None = None,
-    ):
-        self.name = task.name
-        self.task = task
-        self.settings = settings
-        self.run = run
-        self.keep = keep
-
-    def content(self) -> str:
-        made_of = f"{self.task.fingerprint} {self.settings.model_dump_json()}"
-        return hashlib.sha256(made_of.encode()).hexdigest()[:16]
-
-    def texts(self) -> list[tuple[str, ...]]:
-        return self.task.texts()
-
-    def measure(
-        self,
-        model: TaskStart,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int = 0,
-        folder: Path | None = None,
-    ) -> list[Measurement]:
-        """Fine-tune a model with several seeds, and return the scores on test and dev.
-
-        Args:
-            model: the start. Every run loads it anew.
-            tokenizer: its tokenizer.
-            seed: the seed of the pre-training run. Fine-tuning seeds differ between runs.
-            folder: not read; ``run`` decides where files are written.
-        """
-        first = seed * 1000
-        seeds = range(first, first + self.settings.seeds)
-        record = record_of_runs(
-            self.run,
-            self.task,
-            start=model.config or model.checkpoint,
-            random=model.checkpoint is None,
-            settings=self.settings,
-            seeds=seeds,
-            keep=self.keep,
-        )
-        return [*rows_of(record)]
 
 
 def rows_of(record: TaskRecord) -> Iterator[Measurement]:
@@ -274,80 +206,31 @@ def task_record(
     """
 
     start = TaskStart(checkpoint, config)
-    return record_of_runs(
-        partial(_run_here, start, task, tokenizer, folder),
-        task,
-        start=config or checkpoint,
-        random=not checkpoint,
-        settings=settings,
-        seeds=seeds,
-    )
 
+    def run(settings: FinetuneSettings, seed: int) -> Score:
+        place = folder and folder / f"seed-{seed}"
+        return tune(start, task, tokenizer=tokenizer, settings=settings, seed=seed, folder=place)
 
-def _run_here(
-    start: TaskStart,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path | None,
-    settings: FinetuneSettings,
-    seed: int,
-    name: str,
-) -> Score:
-    """Fine-tune in this process; ``name`` is that of the run's folder inside ``folder``."""
-    return finetune(
-        start.checkpoint,
-        task,
-        tokenizer=tokenizer,
-        settings=settings,
-        seed=seed,
-        config=start.config,
-        folder=folder / name if folder and seed != TRIAL_SEED else None,
-        checkpoints=True,
-    )
-
-
-def record_of_runs(
-    run: RunTask,
-    task: Task,
-    *,
-    start: PreTrainedConfig | str | Path | None,
-    random: bool,
-    settings: FinetuneSettings,
-    seeds: Iterable[int],
-    keep: Callable[[TaskRecord], object] | None = None,
-) -> TaskRecord:
-    """Fine-tune a checkpoint with several seeds, and summarise the scores.
-
-    Args:
-        run: runs ``finetune`` for this checkpoint and task; see ``RunTask``.
-        start: the checkpoint or its configuration, whose size decides the learning rate.
-        random: whether the weights are random. A frozen encoder gives the same score for every
-            seed otherwise, so it runs once.
-        keep: a function to call with the record so far after every run.
-    """
-    seeds = list(seeds)
-    if task.frozen and not random:
-        seeds = seeds[:1]
     settings = settings_for(task, settings, start)
-    tried: dict[float, float] = {}
-    diverged: list[str] = []
-    if searches_rate(task, settings):
-        settings, tried, diverged = search_rate(task, settings, run)
-    scores: list[Score] = []
-    for seed in seeds:
-        scores.append(run(settings, seed, f"seed-{seed}"))
-        record = _record_of(task, scores, [*task.remarks, *diverged], tried)
-        if keep is not None:
-            keep(record)
-    return record
+    trials = trials_of(task, settings)
+    tried = {rate: run(trial, TRIAL_SEED) for rate, trial in trials.items()}
+    if tried:
+        settings = trials[best_rate(task, tried)]
+    scores = [run(settings, seed) for seed in scored_seeds(seeds, task, start)]
+    return record_of(task, scores, tried)
 
 
-def settings_for(
-    task: Task, settings: FinetuneSettings, start: PreTrainedConfig | str | Path | None
-) -> FinetuneSettings:
+def scored_seeds(seeds: Iterable[int], task: Task, start: TaskStart) -> list[int]:
+    """Return the seeds that differ in their scores: the first if no part of a run is random."""
+    every = [*seeds]
+    return every[:1] if task.frozen and start.checkpoint else every
+
+
+def settings_for(task: Task, settings: FinetuneSettings, start: TaskStart) -> FinetuneSettings:
     """Return the settings, with a learning rate that fits the size of the model if none is set."""
-    if settings.learning_rate is None and start is not None and not task.frozen:
-        return settings.fitting(weights_of(task_config(start, {})))
+    model = start.config or start.checkpoint
+    if settings.learning_rate is None and model is not None and not task.frozen:
+        return settings.fitting(weights_of(task_config(model, {})))
     return settings
 
 
@@ -369,10 +252,17 @@ def idle_settings(
     return [*idle, "runs"] if runs is not None and runs > 1 else idle
 
 
-def _record_of(
-    task: Task, scores: Sequence[Score], notes: Sequence[str], tried: Mapping[float, float]
-) -> TaskRecord:
-    """Return the record of one or several runs of a task."""
+def record_of(task: Task, scores: Sequence[Score], tried: Mapping[float, Score]) -> TaskRecord:
+    """Return the record of one or several runs of a task.
+
+    Args:
+        task: the task.
+        scores: the scores of the runs.
+        tried: those of the trials of a search for the learning rate, keyed by the rate.
+    """
+    diverged = chain.from_iterable(
+        score["notes"] for score in tried.values() if score["dev"] is None
+    )
     first = scores[0]
     by_seed = [score["score"] for score in scores]
     record: TaskRecord = {
@@ -382,7 +272,7 @@ def _record_of(
         "majority": first["majority"],
         "test_items": task.test_items,
         "lost_words": first["lost_words"],
-        "notes": [*notes, *first["notes"]],
+        "notes": [*task.remarks, *diverged, *first["notes"]],
         "score": sum(by_seed) / len(by_seed),
         "fine_tuning": by_seed,
         "dev": [score["dev"] for score in scores],
@@ -391,7 +281,7 @@ def _record_of(
     for name in first["others"]:
         record["others"][name] = fmean(score["others"][name] for score in scores)
     if tried:
-        record["tried"] = {f"{rate:g}": dev for rate, dev in tried.items()}
+        record["tried"] = {f"{rate:g}": dev for rate, dev in _dev_of(tried).items()}
     if first["counts"] is not None:
         counts = np.array([score["counts"] for score in scores])
         if task.kind.item_interval:
@@ -410,23 +300,21 @@ def _record_of(
     return record
 
 
-def searches_rate(task: Task, settings: FinetuneSettings) -> bool:
-    """Return whether the runs of a task begin with a search for the learning rate."""
-    return bool(settings.search_rate and settings.learning_rate and not task.frozen)
-
-
 def trials_of(task: Task, settings: FinetuneSettings) -> dict[float, FinetuneSettings]:
-    """Return the settings of each trial of a search, keyed by the learning rate.
+    """Return the settings of each trial of a search for the learning rate, keyed by the rate.
+
+    There are none if nothing is searched.
 
     Raises:
         MaskwiseError: the task has no dev rows.
     """
+    if not settings.search_rate or task.frozen or settings.learning_rate is None:
+        return {}
     if not task.splits["dev"]:
         raise MaskwiseError(
             f"the search for a learning rate needs dev rows, and task {task.name} has none",
             do="give the task dev rows, or remove finetune.search_rate",
         )
-    assert settings.learning_rate is not None
     # By default, a small learning rate gets more steps. In the search, all rates get the same
     # number of steps, so that their dev scores can be compared.
     steps = settings.training(task, seed=0).steps
@@ -437,33 +325,65 @@ def trials_of(task: Task, settings: FinetuneSettings) -> dict[float, FinetuneSet
     return trials
 
 
-def trial_name(rate: float) -> str:
-    """Return the name of the folder of a trial."""
-    return f"rate-{rate:g}"
+def best_rate(task: Task, tried: Mapping[float, Score]) -> float:
+    """Return the learning rate with the best dev score.
 
+    Args:
+        task: the task.
+        tried: the results of the trials, keyed by the rate.
 
-def search_rate(
-    task: Task, settings: FinetuneSettings, run: RunTask
-) -> tuple[FinetuneSettings, dict[float, float], list[str]]:
-    """Search for the learning rate with the best dev score.
-
-    Returns:
-        The settings with the best rate, the dev score of each rate, and a note for each rate that
-        diverged.
+    Raises:
+        NotFinite: every rate has diverged.
     """
-    trials = trials_of(task, settings)
-    tried = {}
-    diverged = []
-    for rate, trial in trials.items():
-        try:
-            tried[rate] = run(trial, TRIAL_SEED, trial_name(rate))["dev"] or 0.0
-        except NotFinite as error:
-            diverged.append(f"learning rate {rate:g} diverged and was dropped: {error.what}")
-            if len(diverged) == len(trials):
-                raise
+    dev = _dev_of(tried)
+    if not dev:
+        raise NotFinite(
+            f"every learning rate that was tried on task {task.name} diverges",
+            got=", ".join(f"{rate:g}" for rate in tried),
+            do="set a lower finetune.learning_rate",
+        )
     pick = min if task.metric in LOWER_IS_BETTER else max
-    best = pick(tried, key=tried.__getitem__)
-    return trials[best], tried, diverged
+    return pick(dev, key=dev.__getitem__)
+
+
+def _dev_of(tried: Mapping[float, Score]) -> dict[float, float]:
+    """Return the dev score of each rate that has not diverged."""
+    dev = {rate: score["dev"] for rate, score in tried.items()}
+    return {rate: score for rate, score in dev.items() if score is not None}
+
+
+def tune(
+    start: TaskStart,
+    task: Task,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: FinetuneSettings,
+    seed: int,
+    folder: Path | None = None,
+    checkpoints: bool = True,
+) -> Score:
+    """Fine-tune once: with one of the seeds, or to try a learning rate (``TRIAL_SEED``).
+
+    A trial writes no files. If it diverges, this is its result: it has a note and no dev score. The
+    other arguments are those of ``finetune``.
+    """
+    trial = seed == TRIAL_SEED
+    try:
+        return finetune(
+            start.checkpoint,
+            task,
+            tokenizer=tokenizer,
+            settings=settings,
+            seed=seed,
+            config=start.config,
+            folder=None if trial else folder,
+            checkpoints=checkpoints,
+        )
+    except NotFinite as error:
+        if not trial:
+            raise
+        note = f"learning rate {settings.learning_rate:g} diverged and was dropped: {error.what}"
+        return cast("Score", {"dev": None, "notes": [note]})
 
 
 def finetune(
