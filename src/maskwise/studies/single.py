@@ -308,6 +308,11 @@ def run_finetune(
     stages = {
         name: finetune_alone(model, task, spec, settings) for name, (task, spec) in found.items()
     }
+    loaded = {name: task for name, (task, _) in found.items()}
+    runs = {
+        name: runs_of_task(stage, loaded[name], settings, TaskStart(model))
+        for name, stage in stages.items()
+    }
     with folder.used(of):
         read = cast("Iterable[TaskRecord]", read_lines(out / RECORDS))
         lines = {line["task"]: line for line in read}
@@ -322,11 +327,6 @@ def run_finetune(
         known = sorted({*tasks_before(out), *specs})
         write_json(out / FINETUNE, {"maskwise": __version__, "recipe": {"tasks": known}})
 
-        loaded = {name: task for name, (task, _) in found.items()}
-        runs = {
-            name: runs_of_task(stage, loaded[name], settings, TaskStart(model))
-            for name, stage in stages.items()
-        }
         planned: dict[str, Run] = {}
         places: dict[str, Path] = {}
         for name, of_task in runs.items():
