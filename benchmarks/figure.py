@@ -27,9 +27,9 @@ Claim = tuple[str, str, str, str]
 CLAIMS: dict[str, list[Claim]] = {
     "time-variant": [
         ("control: a falling ratio", "schedule-control-2026-11-21", "linear", "constant-30"),
-        ("45 → 15 % against 30 %", "decay-replication", "decay-45-15", "constant-30"),
-        ("45 → 15 % against 45 %", "decay-replication", "decay-45-15", "constant-45"),
-        ("45 → 15 % against 15 %", "decay-replication", "decay-45-15", "constant-15"),
+        ("45 → 15 % against 30 %", "decay-new-head", "decay-45-15", "constant-30"),
+        ("45 → 15 % against 45 %", "decay-new-head", "decay-45-15", "constant-45"),
+        ("45 → 15 % against 15 %", "decay-new-head", "decay-45-15", "constant-15"),
         ("earlier: 45 → 15 % against 30 %", "decay-claim-2026-11-22", "decay-45-15", "constant-30"),
         ("earlier: 45 → 15 % against 45 %", "decay-claim-2026-11-22", "decay-45-15", "constant-45"),
         ("earlier: 30 → 15 % against 30 %", "decay-claim-2026-11-22", "decay-30-15", "constant-30"),

@@ -94,7 +94,7 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
             "Does the ratio change during training?",
             "a constant, such as `masking.ratio: 0.3`",
             "New models of 1.5 and .5 million weights. The publication continues from BERT, which "
-            "was not compared. The last two records were fine-tuned in another way than today.",
+            "was not compared. The third record was fine-tuned in another way than today.",
             (
                 Evidence(
                     "published-decay-medium",
@@ -116,7 +116,7 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
                     "its rates",
                 ),
                 Evidence(
-                    "decay-replication",
+                    "decay-new-head",
                     "decay-45-15",
                     "constant-30",
                     "45 → 15 % against 30 %, by two tagging tasks",
