@@ -161,6 +161,9 @@ REFUSED = [
         "and there is none",
     ),
     ("adapt bundled:encoder bundled:wikipedia --head-steps 5", "has one already"),
+    ("adapt bundled:encoder bundled:wikipedia --tasks banking77", "did you mean --task?"),
+    ("study quick-start --training.steps 3", "settings are given as training.steps=3"),
+    ("inspect the_cat --ratio linear(30%,15%)", "write shares as numbers: linear(0.3,0.15)"),
     ("generate TINY --length 4 --steps 5", "too many steps"),
     ("inspect the_cat --texts 3", "a number of texts is given for one text"),
     ("check quick-start --rehearse --no-timing", "leave out one of them"),
@@ -171,12 +174,12 @@ REFUSED = [
     ("compare SCORES --baseline a --replicate items --lower u", "unknown task"),
     ("compare SCORES --baseline a --replicate items --out out", "no page"),
 ]
-"""Commands with two options of which one would be ignored, and what is said."""
+"""Commands that are refused, and what is said."""
 
 ALWAYS = {
     "check": "task out timing as_json",
     "new": "out",
-    "adapt": "task policy new_words control keep steps patience lengths limit out jobs processes "
+    "adapt": "task policy new_words trim_tokens control keep steps patience lengths limit out jobs processes "
     "dry_run timing as_json",
     "study": "out only_seeds engine jobs processes retries stages dry_run as_json",
     "pretrain": "out processes as_json",

@@ -293,7 +293,7 @@ def test_a_recipe_says_which_kind_of_model_it_trains() -> None:
     assert Recipe().kind == "encoder" and Recipe().judged_on() == ("token",)
     with pytest.raises(Exception, match="all objectives must train models of one kind"):
         Recipe(objective={"mlm": {}, "denoise": {"masking": {"corruption": "t5"}}})
-    with pytest.raises(Exception, match="allowed: mlm, clm, diffusion, denoise"):
+    with pytest.raises(Exception, match="allowed: mlm, mntp, clm, diffusion, denoise"):
         Recipe(objective="atd")
 
 
@@ -306,13 +306,13 @@ def test_a_tokenizer_without_a_mask_token_is_enough_at_every_stage(tmp_path: Pat
     assert given.mask_token is None
     tokens = tokenise([Document(str(n), f"w{n} w{n + 1}") for n in range(9)], given)
     sizes = {"length": 8, "layout": "packed", "held_out": 0.2}
-    ready = Prepared.make(tmp_path / "prepare", tokens, given, **sizes)
+    ready = Prepared.make(tmp_path / "prepare-0", tokens, given, **sizes)
     assert ready.tokenizer.pad_token_id == given.pad_token_id
-    save_checkpoint(tmp_path / "pretrain", bart(), given, card=HEAD)
-    stage = Stage("finetune", {}, ("prepare", "pretrain"))
+    save_checkpoint(tmp_path / "pretrain-0", bart(), given, card=HEAD)
+    stage = Stage("finetune", {}, ("prepare-0", "pretrain-0"))
     start, tokenizer = start_of_task(stage, SimpleNamespace(output=tmp_path.joinpath))
-    assert (start.checkpoint, len(tokenizer)) == (tmp_path / "pretrain", len(given))
-    save_model(tmp_path / "pretrain", tmp_path / "saved", of={"arm": "a"})
+    assert (start.checkpoint, len(tokenizer)) == (tmp_path / "pretrain-0", len(given))
+    save_model(tmp_path / "pretrain-0", tmp_path / "saved", of={"arm": "a"})
     assert len(load_tokenizer(str(tmp_path / "saved"), needs_mask=False)) == len(given)
     assert "`a`" in (tmp_path / "saved" / "README.md").read_text()
 

@@ -134,7 +134,8 @@ def test_a_signal_while_a_state_is_written_leaves_whole_states(
     monkeypatch.setattr(states_file, "write_folder", kill_and_write)
     with pytest.raises(SystemExit) as end:
         trained(tmp_path / "cut")
-    assert end.value.code == 143 and states(tmp_path / "cut")[0] in (3, 6)
+    # The training goes on while the state of step 6 is written, by how many steps is not known.
+    assert end.value.code == 143 and states(tmp_path / "cut")[0] >= 3
     assert all(damage(path) is None for path in (tmp_path / "cut" / "resume").iterdir())
     monkeypatch.undo()
     assert same(whole, trained(tmp_path / "cut")[0]) and lines(tmp_path / "cut") == lines(

@@ -354,12 +354,13 @@ class Prompts(Writer):
     def __init__(self) -> None:
         self.tokenizer = tokenizer()
         self.vocabulary = vocabulary()
+        self.ends = False
 
     def _check_room(self, tokens: int) -> None:
         if tokens > 64:
             raise mw.MaskwiseError("too long")
 
-    def _drawn(self, ids: Any, places: Any, temperature: float, draw: Any) -> Any:
+    def _drawn(self, ids: Any, places: Any, *_: Any) -> Any:
         return torch.full_like(places, FIRST), torch.zeros(len(places))
 
 

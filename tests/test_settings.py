@@ -53,6 +53,7 @@ WITHOUT_EFFECT = {
     "masking.predict": (["objective={mlm: {masking: {predict: 0.5}}}"], "0.9"),
     "masking.keep": (["objective={mlm: {masking: {keep: null}}}"], "salient"),
     "masking.visits": (["objective={mlm: {masking: {visits: random}}}"], "complement"),
+    "masking.ends": (["objective={diffusion: {masking: {ends: none}}}"], "token"),
     "training.keep": (["training.save_every=0"], "5"),
     "training.workers": ([], "4"),
     "masking.min_targets": (["masking.policy=whole-word", "masking.budget=bernoulli"], "2"),

@@ -171,6 +171,7 @@ CASES = {
     "masking.predict": Case("0.1"),
     "masking.keep": Case("prompt", ("corpus.layers=[\"prompt(until='.')\"]",)),
     "masking.visits": Case("complement"),
+    "masking.ends": Case("token", ("objective=diffusion", "masking.policy=token")),
     "masking.exclude": Case("[ba]"),
     "objective": Case("clm"),
     "objective.NAME.objective": Case("dtd", SEVERAL),

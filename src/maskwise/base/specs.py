@@ -73,6 +73,8 @@ _UNQUOTED = re.compile(
     r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?<=[(,=\s])(?![-+\d.,\s]+(?:[,)]|$))[^\s(),='"]*[./:\\~][^(),='"]*"""
 )
 
+_PER_CENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+
 
 def parse_call(text: str) -> Call:
     """Parse ``name`` or ``name(1, key="x", other(2))``. Names may contain hyphens.
@@ -92,11 +94,17 @@ def parse_call(text: str) -> Call:
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         examples = 'linear(0.30, 0.15), span(p=0.2) or pos(model="en_core_web_sm")'
         quoted = _UNQUOTED.sub(lambda found: found[1] or f"'{found[0]}'", text)
+        numbers = _PER_CENT.sub(lambda found: f"{float(found[1]) / 100:g}", text)
+        advice = None
+        if numbers != text:
+            advice = f"write shares as numbers: {numbers}"
+        elif quoted != text:
+            advice = f"put texts in quotes: {quoted}"
         raise MaskwiseError(
             "cannot read this setting",
             got=repr(text),
             allowed=f"a name, or a name with arguments such as {examples}",
-            do=f"put texts in quotes: {quoted}" if quoted != text else None,
+            do=advice,
         ) from None
 
 

@@ -260,7 +260,9 @@ def _usage_words(error: Any, given: Sequence[str]) -> str:
         if setting is None:
             return words
         value = _value_of(unknown, given)
-        return f"{error.message}; settings are given as {shell_word(f'{setting}={value}')}"
+        singular = unknown.removesuffix("s")
+        near = f"did you mean {singular}? " if singular in error.possibilities else ""
+        return f"{error.message}; {near}settings are given as {shell_word(f'{setting}={value}')}"
     missing = getattr(error, "param", None)
     explained = getattr(missing, "help", None)
     if error.message or not explained:
@@ -298,7 +300,7 @@ def _setting_of(name: str, command: Any) -> str | None:
     known = [key for key in recipe_keys() if key.startswith(section)]
     if f"{name}s" in known:
         return f"{name}s"
-    found = [key for key in known if key.rpartition(".")[2] == name]
+    found = [key for key in known if name in (key, key.rpartition(".")[2])]
     # Most settings that are asked for are of training.
     first = "study." if name == "seeds" else "training."
     for key in sorted(found, key=lambda key: not key.startswith(first)):

@@ -50,7 +50,11 @@ STYLES = {
     "kept": "bold #000000 on #56b4e9",
 }
 BRACKETS = {"shown": "{}", "masked": "[{}]", "random": "[{}]", "kept": "[={}]"}
-LEGEND = {"masked": "masked", "random": "another token", "kept": "chosen, shown unchanged"}
+LEGEND = (
+    Stretch("masked", STYLES["masked"], plain=BRACKETS["masked"]),
+    Stretch("word", STYLES["random"], "→another token", BRACKETS["random"]),
+    Stretch("chosen, shown unchanged", STYLES["kept"], plain=BRACKETS["kept"]),
+)
 
 TOTAL_STEPS = 1000
 SHOWN_TEXTS = 5
@@ -430,12 +434,7 @@ def _texts(text: str, count: int | None) -> list[str]:
 
 def render_masks(inspected: Iterable[Inspected], *, colours: bool) -> RenderableType:
     """Return texts for a terminal, with selected tokens in colour or brackets."""
-    legend = Text()
-    for state, label in LEGEND.items():
-        name = f" {label} "
-        if not colours:
-            name = BRACKETS[state].format(label)
-        legend.append(name, style=STYLES[state]).append("  ")
+    legend = Text("  ").join(draw([entry], colours=colours) for entry in LEGEND)
     parts: list[RenderableType] = [legend.append("\n")]
     inspected = list(inspected)
     if inspected:
@@ -454,5 +453,4 @@ def render_masks(inspected: Iterable[Inspected], *, colours: bool) -> Renderable
 
 def write_masks(inspected: Sequence[Inspected], path: Path) -> None:
     """Write the texts as an HTML page, with selected tokens in colour."""
-    legend = [Stretch(label, STYLES[state]) for state, label in LEGEND.items()]
-    write_page(path, "masks.html.j2", inspected=inspected, legend=legend)
+    write_page(path, "masks.html.j2", inspected=inspected, legend=LEGEND)

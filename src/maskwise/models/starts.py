@@ -13,6 +13,7 @@ with pip.
 
 from __future__ import annotations
 
+import os
 import site
 from functools import cache
 from importlib import import_module, metadata
@@ -267,7 +268,8 @@ def absolute(name: Start) -> str:
 def _missing(name: Start, got: str) -> MaskwiseError:
     do = "give a folder written by save_pretrained (maskwise learn writes OUT/policy), or an id on "
     do += "the hub"
-    if user_path(str(name)).is_file():
+    # A path that is too long is no file, for os.path.
+    if os.path.isfile(user_path(str(name))):
         do += "; a file of texts comes after the model"
     return MaskwiseError(f"there is no model or tokenizer in {str(name)!r}", got=got, do=do)
 
