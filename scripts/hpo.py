@@ -10,6 +10,10 @@ labelled with the organ system above them, 25 training rows and 50 test rows of 
 ``OUT/hpo.jsonl`` is the corpus: name, synonyms, definition and comment of every other term. Terms
 of the task are no documents of the corpus; terms below them are.
 
+With ``--second-draw`` (D22), the training rows are the same. The test rows are terms that the first
+draw left in the corpus; a system without 50 of these keeps test terms of the first draw for the
+rest. What is no longer a test term is a document.
+
 The licence of the ontology (hpo.jax.org/app/license) allows free use if its content is not altered,
 its version is named and the consortium is cited. Therefore, do not add OUT to the repository.
 """
@@ -35,9 +39,11 @@ TRAIN_ROWS, TEST_ROWS = 25, 50
 Term = Mapping[str, list[str]]
 
 
-def main(ontology: Path, out: Annotated[Path, typer.Option()]) -> None:
+def main(
+    ontology: Path, out: Annotated[Path, typer.Option()], *, second_draw: bool = False
+) -> None:
     """Write the corpus and the task."""
-    rng = random.Random(0)
+    rng, second = random.Random(0), random.Random(1)
     terms = {term["id"][0]: term for term in terms_of(ontology.read_text(encoding="utf-8"))}
     below = defaultdict(list)
     for number, systems in systems_of(terms).items():
@@ -51,6 +57,10 @@ def main(ontology: Path, out: Annotated[Path, typer.Option()]) -> None:
         if len(below[system]) < TRAIN_ROWS + TEST_ROWS:
             continue
         drawn = rng.sample(sorted(below[system]), TRAIN_ROWS + TEST_ROWS)
+        if second_draw:
+            left = sorted({*below[system]} - {*drawn})
+            new = second.sample(left, min(len(left), TEST_ROWS))
+            drawn = [*drawn[:TRAIN_ROWS], *new, *drawn[TRAIN_ROWS:]][: TRAIN_ROWS + TEST_ROWS]
         labelled |= {*drawn}
         label = terms[system]["name"][0]
         rows = [{"text": terms[number]["name"][0], "label": label} for number in drawn]

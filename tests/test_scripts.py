@@ -133,6 +133,38 @@ def test_labelled_terms_have_one_organ_system_and_are_not_in_the_text(tmp_path):
 
 
 @pytest.mark.script
+def test_a_second_draw_tests_terms_that_the_first_left_in_the_text(tmp_path, monkeypatch):
+    main = runpy.run_path(str(SCRIPTS / "hpo.py"))["main"]
+    monkeypatch.setitem(main.__globals__, "TRAIN_ROWS", 2)
+    monkeypatch.setitem(main.__globals__, "TEST_ROWS", 4)
+    # Of 12 terms, the first draw leaves 6 in the text, of 7 only one.
+    ontology = ["format-version: 1.2", "[Term]\nid: HP:0000118\nname: Phenotypic abnormality"]
+    for system, size in (("eye", 12), ("ear", 7)):
+        ontology.append(f"[Term]\nid: {system}\nname: {system} system\nis_a: HP:0000118 ! root")
+        for n in range(size):
+            of = f"[Term]\nid: {system}{n}\nname: {system} {n}\nis_a: {system} ! top"
+            ontology.append(f'{of}\ndef: "Seen." []')
+    (tmp_path / "hp.obo").write_text("\n\n".join(ontology))
+    first, second = tmp_path / "first", tmp_path / "second"
+    main(tmp_path / "hp.obo", first)
+    main(tmp_path / "hp.obo", second, second_draw=True)
+    train, old, new = (
+        {row["text"] for row in read_lines(file)}
+        for file in (
+            first / "systems" / "train.jsonl",
+            first / "systems" / "test.jsonl",
+            second / "systems" / "test.jsonl",
+        )
+    )
+    assert train == {row["text"] for row in read_lines(second / "systems" / "train.jsonl")}
+    assert len(new) == 8 and not new & train
+    assert Counter(name.split()[0] for name in new & old) == {"ear": 3}
+    texts = {row["text"].partition(".")[0] for row in read_lines(second / "hpo.jsonl")}
+    assert not texts & (new | train) and old - new <= texts
+    assert len(texts) == 12 + 7 - 4 - 8
+
+
+@pytest.mark.script
 def test_random_words_are_candidates_and_differ_between_seeds(tmp_path):
     rare = "neuropathologist"
     words = ["cardiomyopathy", "electrolyte", "arrhythmia", "keratoconus", "nephrolithiasis"]
