@@ -15,17 +15,9 @@ from datetime import datetime
 from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
-from types import UnionType
-from typing import (
-    Any,
-    NotRequired,
-    TypeAlias,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-    is_typeddict,
-)
+from typing import Any, TypeAlias, cast
+
+from pydantic import TypeAdapter, ValidationError
 
 from maskwise.base.constants import LOWER_IS_BETTER
 from maskwise.base.errors import MaskwiseError, shortened
@@ -91,12 +83,6 @@ REQUIRED = {
 """Required keys for each kind of record. Records that lack one, or with a value of another type
 than that of ``files.Record``, are left out."""
 MAY_BE_NULL = {"seed", "value", "metric", "chosen"}
-COUNTS = {
-    *("classes", "test_items", "items", "steps", "best_step", "planned_steps", "runs"),
-    *("overlapping", "covered", "run_words", "n", "standing", "occurrences", "whole", "part"),
-    *("tokens", "targets", "flops"),
-}
-"""Keys whose numbers are not negative."""
 RUN_AGAIN = "run the study again"
 
 
@@ -418,60 +404,43 @@ def _require_types(study: LogLine, path: Path) -> None:
 
 SPELT_SEED = re.compile(r"0|-?[1-9][0-9]*")
 """A seed as Python writes it."""
-LEAVES: dict[object, set[type]] = {str: {str}, int: {int}, float: {int, float}, bool: {bool}}
-"""The types of JSON values that fit a type of ``files``."""
 
 
-def _misfits(value: object, kind: Any, name: str = "", *, sparse: bool = False) -> Iterator[str]:
+def _misfits(value: LogLine, kind: Any, *, sparse: bool = False) -> Iterator[str]:
     """Yield what has another type than a type of ``files`` says, such as "seeds: '0-5'".
 
     Args:
-        value: a JSON value.
+        value: a JSON object.
         kind: the type.
-        name: the dotted name of the value.
         sparse: whether groups may lack keys or have nulls for them, except the facts of an arm,
             without which there is no page.
     """
-    sparse = sparse and not name.startswith("arms.")
-    parts = get_args(kind)
-    misfit = f"{name}: {shortened(repr(value))}"
-    if is_typeddict(kind) and isinstance(value, dict):
-        hints, required = _hints(kind)
-        if not sparse:
-            yield from (f"{name} without {key}" for key in sorted(required - value.keys()))
-        for key in sorted(value.keys() & hints.keys()):
-            inner = f"{name}.{key}".removeprefix(".")
-            if key in COUNTS and type(value[key]) in LEAVES[float] and not value[key] >= 0:
-                yield f"{inner}: {value[key]}, which is no number ≥ 0"
-            if not sparse or key == "arms" or value[key] is not None:
-                yield from _misfits(value[key], hints[key], inner, sparse=sparse)
-    elif get_origin(kind) is dict and isinstance(value, dict):
-        for key, part in value.items():
-            if not sparse or name == "arms" or part is not None:
-                yield from _misfits(part, parts[1], f"{name}.{key}", sparse=sparse)
-    elif get_origin(kind) is list and isinstance(value, list):
-        # Lists of numbers are long.
-        if not set(map(type, value)) <= LEAVES.get(parts[0], set()):
-            for part in value:
-                yield from _misfits(part, parts[0], name, sparse=sparse)
-    elif get_origin(kind) is tuple and isinstance(value, list) and len(value) == len(parts):
-        for part, of in zip(value, parts):
-            yield from _misfits(part, of, name, sparse=sparse)
-    elif get_origin(kind) is UnionType:
-        if all(any(_misfits(value, part, name, sparse=sparse)) for part in parts):
-            yield misfit
-    elif kind is int and isinstance(value, float) and value.is_integer():
-        pass
-    elif kind is not object and type(value) not in LEAVES.get(kind, {kind}):
-        yield misfit
+    try:
+        _adapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        for misfit in error.errors(include_url=False):
+            place, given, wrong = misfit["loc"], misfit["input"], misfit["type"]
+            keys = [key for key in place if isinstance(key, str)]
+            missing = wrong == "missing" and keys[-1] == place[-1]
+            null = given is None and keys[-1] == place[-1]
+            if (missing or null) and sparse and keys[0] != "arms":
+                continue
+            # Other programs write whole numbers as 4.0.
+            whole = isinstance(given, float) and given.is_integer() and given >= 0
+            # Names of files may have bytes that are not UTF-8.
+            if (whole and wrong == "int_type") or wrong == "string_unicode":
+                continue
+            if missing:
+                yield f"{'.'.join(keys[:-1])} without {keys[-1]}"
+            elif wrong == "greater_than_equal":
+                yield f"{'.'.join(keys)}: {given}, which is no number ≥ 0"
+            else:
+                yield f"{'.'.join(keys)}: {shortened(repr(given))}"
 
 
 @cache
-def _hints(kind: Any) -> tuple[dict[str, Any], set[str]]:
-    """Return the types of the keys of a ``TypedDict``, and the keys that it must have."""
-    declared = get_type_hints(kind, include_extras=True)
-    required = {key for key, hint in declared.items() if get_origin(hint) is not NotRequired}
-    return get_type_hints(kind), required if kind.__total__ else set()
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _impossible(study: LogLine) -> Iterator[str]:

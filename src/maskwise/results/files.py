@@ -11,7 +11,10 @@ on: a task, a held-out loss, or another evaluation.
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired, TypeAlias
+
+from pydantic import BeforeValidator, Field
+from typing_extensions import TypedDict
 
 RULES = 5
 """Version of the rules of verdicts. It rises if a rule changes that can change a verdict or a note.
@@ -19,6 +22,12 @@ RULES = 5
 
 Decision = Literal["decided", "no difference that matters", "open", "not comparable"]
 Effect = Literal["invalid", "caps", "notes"]
+Number: TypeAlias = Annotated[int, Field(ge=0)]
+"""How many of something there are."""
+Pair: TypeAlias = Annotated[
+    tuple[str, str], BeforeValidator(lambda pair: tuple(pair) if isinstance(pair, list) else pair)
+]
+"""An arm and its baseline: in JSON, a list."""
 
 
 class ArmFacts(TypedDict):
@@ -47,8 +56,8 @@ class TaskFacts(TypedDict, total=False):
 
     metric: str | None
     kind: str
-    classes: int
-    test_items: int
+    classes: Number
+    test_items: Number
     test_texts: str
     """Hash of the test texts. If two tasks have the same texts, their errors are correlated."""
     majority: float | None
@@ -82,8 +91,8 @@ class Gate(TypedDict):
     """A positive control. The contrasts in ``closes`` are tested only if ``contrast`` is decided,
     which shows that the study can detect a known effect."""
 
-    contrast: tuple[str, str]
-    closes: list[tuple[str, str]]
+    contrast: Pair
+    closes: list[Pair]
 
 
 class Look(TypedDict):
@@ -96,7 +105,7 @@ class Look(TypedDict):
         looks: the planned numbers of runs at which results are read; None without a plan.
     """
 
-    runs: int
+    runs: Number
     seeds: list[int]
     contrasts: int
     looks: list[int] | None
@@ -131,7 +140,7 @@ class Study(TypedDict, total=False):
     tasks: dict[str, TaskFacts]
     inputs: str
     """Hash of the contents of all files that the study reads; "" if it was not recorded."""
-    contrasts: list[tuple[str, str]]
+    contrasts: list[Pair]
     outcome: str | None
     """Outcome on which contrasts are decided, if the recipe names one."""
     match: Matching | None
@@ -179,7 +188,7 @@ class Record(TypedDict, total=False):
     split: str
     ratio: float
     chance: float | None
-    items: int
+    items: Number
     item_error: float
     """Standard error of the value over test items; of a task, computed by resampling sentences or
     documents."""
@@ -196,13 +205,13 @@ class Record(TypedDict, total=False):
     jackknife if the metric is not a ratio of sums. Some recorded studies have none."""
     item_sizes: list[float]
     """Contributions to the denominator; one number if all are equal."""
-    steps: int
-    flops: float
+    steps: Number
+    flops: Annotated[float, Field(ge=0)]
     flops_formulas: list[int]
     """The formulas (``flops.FORMULA``) by which the trainings of the run counted; absent for 1."""
-    best_step: int
+    best_step: Number
     """If the run chose its weights: the step whose weights were kept, of ``planned_steps``."""
-    planned_steps: int
+    planned_steps: Number
     probe_flops: float
     task: str
     stage: str
@@ -216,21 +225,21 @@ class Record(TypedDict, total=False):
     tied: bool
     """Whether all points of the grid have the same scores."""
     corpus: str
-    overlapping: int
+    overlapping: Number
     """Number of test items that share ``n`` words in a row, or all their words, with the corpus."""
-    covered: int
+    covered: Number
     """Number of test items of which such runs have half of the words. Older records lack this."""
     run: str
     """The longest part of an item that such runs cover, of ``run_words`` words."""
-    run_words: int
-    n: int
-    standing: int
+    run_words: Number
+    n: Number
+    standing: Number
     """Number of items with a correct answer that occurs in the corpus."""
-    occurrences: int
+    occurrences: Number
     """Number of times that correct answers occur in the masked rows. ``whole`` times, all tokens of
     the answer were masked, and ``part`` times, only some of them."""
-    whole: int
-    part: int
+    whole: Number
+    part: Number
 
 
 class Ends(TypedDict):
