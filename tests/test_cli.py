@@ -179,8 +179,8 @@ REFUSED = [
 ALWAYS = {
     "check": "task out timing as_json",
     "new": "out",
-    "adapt": "task policy new_words trim_tokens control keep steps patience lengths limit out jobs "
-    "processes dry_run timing as_json",
+    "adapt": "task policy new_words trim_tokens student_layers control keep steps patience lengths "
+    "limit out jobs processes dry_run timing as_json",
     "study": "out only_seeds engine jobs processes retries stages dry_run as_json",
     "pretrain": "out processes as_json",
     "finetune": "task out processes as_json",

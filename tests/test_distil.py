@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,14 @@ from maskwise.models.families import ENCODERS, encoder_of
 from maskwise.models.loading import empty_model
 from maskwise.objectives import chunks, objective
 from maskwise.recipe import read_recipe
+from maskwise.studies.adapt import Request
+from maskwise.studies.adapt.draft import Texts, draft_of
 from maskwise.studies.plan import make_plan
+from maskwise.studies.result import StudyResult
+from test_changes import LINES
 from test_families import OTHERS
 from test_several import Documents
-from tiny import maskwise
+from tiny import maskwise, write_lines
 from training_tools import config, model, tokenizer
 
 DEEP = OTHERS | {
@@ -276,3 +281,55 @@ def test_a_study_refuses_a_teacher_before_anything_is_trained(
     out = tmp_path / "out"
     code = maskwise("pretrain", recipe_of(tmp_path, **more), *TINY, "--out", out)
     assert code == 2 and said in capsys.readouterr().err and not out.exists()
+
+
+# maskwise adapt --student-layers
+# -------------------------------------------------------------------------------------------
+
+
+def asked(folder: Path, **more: Any) -> Request:
+    rows = [{"text": f"{LINES[number]}"[:80], "label": number % 2} for number in range(60)]
+    write_lines(folder / "task.jsonl", rows)
+    text = folder / "text.txt"
+    text.write_text("\n".join(LINES[:80]))
+    given: dict[str, Any] = {"student_layers": 2, "keep": "none", "seeds": 7, **more}
+    task = str(folder / "task.jsonl")
+    return Request("bundled:encoder", str(text), folder / "out", (task,), **given)
+
+
+def test_adapt_compares_a_student_with_the_unchanged_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = asked(tmp_path)
+    recipe = draft_of(request, Texts(request.texts, request.out)).recipe
+    assert recipe.study.pairs == [("words-30", "no-pretraining"), ("student", "no-pretraining")]
+    assert recipe.study.gate is None and recipe.study.margin == 0.005
+    student = recipe.arm("student", seed=0)
+    assert student.model.changes == ("layers(2)",) and student.masking.ratio == 0.3
+    assert student.objectives["distil"].starts == ("bundled:encoder",)
+    assert not recipe.arm("words-30", seed=0).model.changes
+    assert request.least_runs == 7 and "--student-layers 2" in request.invocation().command
+    given = asked(tmp_path, overrides=("study.margin=0.02",))
+    assert draft_of(given, Texts(given.texts, given.out)).recipe.study.margin == 0.02
+    # A teacher without a head teaches its states, after a new head of the student.
+    monkeypatch.setattr("maskwise.studies.adapt.draft.has_head", lambda model: False)
+    recipe = draft_of(request, Texts(request.texts, request.out)).recipe
+    first, last = recipe.arm("student", seed=0).links()
+    assert first.training.freeze == "encoder" and not first.objectives
+    assert "predictions=0" in last.objectives["distil"].objective
+
+
+def test_adapt_saves_the_student_and_says_how_fast_it_is(tmp_path: Path) -> None:
+    request = asked(tmp_path)
+    out = tmp_path / "out"
+    command = ["adapt", request.model, request.texts, "--task", *request.tasks, "--keep", "none"]
+    command += ["--student-layers", 2, "--steps", 2, "--runs", 1, "--out", out, "--jobs", 1]
+    assert maskwise(*command, "evaluation.rows=4", "finetune.epochs=1") == 0
+    made = AutoModelForMaskedLM.from_pretrained(out / "student")
+    assert made.config.num_hidden_layers == 2
+    measured = json.loads((out / "student.json").read_text())
+    assert measured["layers"] == [4, 2] and measured["weights"][1] < measured["weights"][0]
+    assert min(measured["tokens_per_second"]) > 0
+    adapted = StudyResult.read(out)
+    said = " ".join([adapted.answer, *adapted.details])
+    assert "The student:" in said and "2 of 4 layers" in said

@@ -188,6 +188,13 @@ def adapt(
             "does training make up for it (docs/change.md)?",
         ),
     ] = None,
+    student_layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Layers of a smaller model that learns from yours, in one more arm.",
+        ),
+    ] = None,
     control: Annotated[
         str | None,
         typer.Option(help="Other text, for one more arm: is it your text that helps?"),
@@ -228,8 +235,8 @@ def adapt(
         typer.Option(
             min=1,
             max=MOST_SEEDS,
-            help="Runs of each arm. Default: the least that can decide: 6; 7 with --new-words or "
-            "--trim-tokens.",
+            help="Runs of each arm. Default: 6, the least that can decide; more with more "
+            "questions.",
         ),
     ] = None,
     seeds: Annotated[
@@ -259,7 +266,8 @@ def adapt(
     from maskwise.studies.forecast import time_words
 
     refuse_both(runs, seeds)
-    of_runs: int | tuple[int, ...] = runs or default_runs(new_words, control, trim_tokens)
+    apart = (new_words, trim_tokens, student_layers)
+    of_runs: int | tuple[int, ...] = runs or default_runs(*apart, control=control)
     if seeds is not None:
         of_runs = (*seeds_of(seeds, "--seeds"),)
     request = Request(
@@ -271,6 +279,7 @@ def adapt(
         policy=policy,
         new_words=new_words,
         trim_tokens=trim_tokens,
+        student_layers=student_layers,
         control=control,
         keep=keep,
         replay=replay,

@@ -496,6 +496,7 @@ def adapt(
     policy: str | Path | None = None,
     new_words: int | None = None,
     trim_tokens: int | None = None,
+    student_layers: int | None = None,
     control: object = None,
     keep: object = None,
     replay: float | None = None,
@@ -525,6 +526,9 @@ def adapt(
             compared with the first.
         trim_tokens: the number of tokens that all arms keep, the most frequent ones of the texts.
             An additional arm is not trained. Both are compared with the unchanged model.
+        student_layers: the number of layers of a smaller model, which learns from the model in an
+            additional arm (``objective: distil``) and is compared with it. It is saved in
+            ``out``/student.
         control: other texts, as for `study`. An additional arm is trained on them in the same way
             as the first, so that the study can tell whether it is your texts that help.
         keep: general texts, as for `study`, for what the arms forget of them; "none" for none. By
@@ -538,8 +542,8 @@ def adapt(
             text. None for all steps only.
         head_steps: steps that train a new head first, once for all runs, if the model has none;
             None for ``steps``, at most 600.
-        runs: runs of each arm; None for the least that can decide, 6, or more with
-            ``new_words`` or ``trim_tokens``.
+        runs: runs of each arm; None for the least that can decide, 6, or more with more
+            questions (``new_words``, ``trim_tokens``, ``student_layers``).
         seeds: the seeds of the runs, in place of ``runs``.
         overrides: further settings of the recipe to change.
         time: a time limit such as "90m". If the study would take longer on this machine, nothing is
@@ -560,8 +564,8 @@ def adapt(
     steps = whole_number("steps", steps, least=1)
     processes = whole_number("processes", processes, least=1)
     counts = {"runs": runs, "patience": patience, "new_words": new_words, "jobs": jobs}
-    counts["head_steps"] = head_steps
-    counts["trim_tokens"] = trim_tokens
+    counts |= {"head_steps": head_steps, "trim_tokens": trim_tokens}
+    counts["student_layers"] = student_layers
     for name, count in counts.items():
         if count is not None:
             whole_number(name, count, least=1)
@@ -577,7 +581,8 @@ def adapt(
     if policy is not None and not str(policy):
         raise MaskwiseError("policy is not valid", got="''", allowed="the folder of a policy")
     refuse_both(runs, seeds)
-    of_runs = default_runs(new_words, control, trim_tokens) if runs is None else runs
+    apart = (new_words, trim_tokens, student_layers)
+    of_runs = default_runs(*apart, control=control) if runs is None else runs
     if isinstance(seeds, int):
         raise MaskwiseError("seeds are a list of seeds", got=seeds, do=f"runs={seeds}")
     if seeds is not None:
@@ -597,6 +602,7 @@ def adapt(
             policy=None if policy is None else str(policy),
             new_words=new_words,
             trim_tokens=trim_tokens,
+            student_layers=student_layers,
             control=sources.get("control"),
             keep=sources.get("keep"),
             replay=replay,

@@ -12,12 +12,13 @@ first on the frozen encoder, once for all runs.
     tsdae                   train a decoder to restore the text from a sentence vector
     learned                 mask by a learned policy, whose folder the user gives
     words-30-new-words      the same as words-30, with words of the text as new tokens
+    student                 some layers of the model, trained to do what the whole model does
     words-30-other-text     the same as words-30, on another text (a control)
     words-30-replay         the same as words-30, with a share of general text in training
 
 Read in this order: ``request`` (what is asked), ``draft`` (its recipe), ``adaptation`` (plan and
 run), ``answer`` and ``forgotten`` (what was found),
-``saved`` (the model).
+``saved`` and ``student`` (the models).
 """
 
 from maskwise.studies.adapt.adaptation import Adaptation

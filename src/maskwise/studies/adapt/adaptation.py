@@ -17,6 +17,7 @@ from maskwise.studies.adapt.answer import answers, next_of
 from maskwise.studies.adapt.draft import RECIPE, Texts, cut_rows, draft_of
 from maskwise.studies.adapt.request import PAIRS, Request, time_limit
 from maskwise.studies.adapt.saved import save_best
+from maskwise.studies.adapt.student import save_student
 from maskwise.studies.checks import folder_of_study
 from maskwise.studies.forecast import (
     check,
@@ -205,6 +206,7 @@ class Adaptation:
                 kept = f"There is no adapted model: {error}."
             if saved:
                 kept = saved["sentence"]
+            save_student(request.out, request.model, recipe.corpus.length)
             # The page names the folders of the adapted model and the next step.
             write_report(request.out)
         return result | {

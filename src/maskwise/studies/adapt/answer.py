@@ -14,10 +14,12 @@ from maskwise.studies.adapt.forgotten import forgotten_of, forgotten_words
 from maskwise.studies.adapt.request import (
     NEW_WORDS,
     OTHER_TEXT,
+    STUDENT,
     TRIMMED,
     Request,
     invocation_of,
 )
+from maskwise.studies.adapt.student import student_words
 from maskwise.training.best import best_at
 from maskwise.training.parts import parts_of
 from maskwise.verdict.words import guessed_sentence, is_reason
@@ -58,7 +60,8 @@ def answers(out: Path, result: Plain, recipe: Recipe) -> Plain:
         recipe: its recipe.
     """
     forgotten = forgotten_of(out)
-    sentences = [*answer_sentences(result, recipe, forgotten=forgotten_words(forgotten))]
+    said = {"forgotten": forgotten_words(forgotten), "student": student_words(out)}
+    sentences = [*answer_sentences(result, recipe, **said)]
     row = _primary(result)
     details = sentences[MOST_SENTENCES:]
     if row is not None:
@@ -71,13 +74,16 @@ def answers(out: Path, result: Plain, recipe: Recipe) -> Plain:
     }
 
 
-def answer_sentences(result: Plain, recipe: Recipe, *, forgotten: str = "") -> Iterator[str]:
+def answer_sentences(
+    result: Plain, recipe: Recipe, *, forgotten: str = "", student: str = ""
+) -> Iterator[str]:
     """Yield the answer, the most important sentence first: whether further training helps, what
     speaks against it, what else was asked, what was forgotten, and the cost.
 
     Args:
         result, recipe: as for ``answers``.
         forgotten: the sentence about general text, if it was measured.
+        student: the sentence about the size and the speed of a student, if there is one.
     """
     row = _primary(result)
     if row is None:
@@ -89,7 +95,8 @@ def answer_sentences(result: Plain, recipe: Recipe, *, forgotten: str = "") -> I
         brief = brief[0].lower() + brief[1:]
     yield f"{ANSWERS.get(_finding(row), '')} {brief}".lstrip()
     guessed = guessed_sentence(result.get("guessed", ()))
-    others = [_overlap(row), guessed.strip(), *_of_tokens(result, row), _whose_text(result, row)]
+    others = [_overlap(row), guessed.strip(), *_of_changes(result, row), student]
+    others.append(_whose_text(result, row))
     yield from filter(None, [*others, row["outlook"], forgotten, _cost(result, row, recipe)])
 
 
@@ -107,9 +114,13 @@ def _overlaps(row: Plain) -> list[Plain]:
     return [flag for flag in flags if not flag["facts"].get("minor")]
 
 
-def _of_tokens(result: Plain, row: Plain) -> Iterator[str]:
-    """Yield a sentence on each arm that answers a question about tokens."""
-    asked = {TRIMMED: "Fewer tokens, without training", f"{row['arm']}{NEW_WORDS}": "New words"}
+def _of_changes(result: Plain, row: Plain) -> Iterator[str]:
+    """Yield a sentence on each arm whose model was changed."""
+    asked = {
+        TRIMMED: "Fewer tokens, without training",
+        f"{row['arm']}{NEW_WORDS}": "New words",
+        STUDENT: "The student",
+    }
     for other in result["contrasts"]:
         if other["primary"] and other["arm"] in asked:
             yield f"{asked[other['arm']]}: {other['brief']}"

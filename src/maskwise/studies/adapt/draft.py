@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from maskwise.base.constants import REFERENCE
+from maskwise.base.constants import ASSUMED_MARGINS, REFERENCE
 from maskwise.base.errors import MaskwiseError, option, require_known, shell_word
 from maskwise.base.folders import recipe_path
 from maskwise.base.specs import Call, leaves, with_options
@@ -35,6 +35,7 @@ from maskwise.studies.adapt.request import (
     PAIRS,
     PASSAGES,
     STEPS,
+    STUDENT,
     TRIMMED,
     USUAL_ARM,
     Request,
@@ -452,6 +453,17 @@ def _draft(request: Request, found: TextsRead, overrides: Sequence[str]) -> Draf
         arms[request.extended] = {**arms[first], "model.changes": [*of_tokens]}
         changes["study"]["contrasts"].append([request.extended, first])
     if of_tokens:
+        changes["study"]["gate"] = None
+    if request.student_layers is not None:
+        # Whether a smaller model is as good is no question of a lead, so it needs a margin.
+        changes["study"].setdefault("margin", ASSUMED_MARGINS["score"])
+        weights = "" if has_head(request.model) else ", predictions=0, labels=0"
+        arms[STUDENT] = {
+            **arms[first],
+            f"{last}objective": {"distil": f"distil({request.model!r}{weights})"},
+            "model.changes": [f"layers({request.student_layers})"],
+        }
+        changes["study"]["contrasts"].append([STUDENT, REFERENCE])
         changes["study"]["gate"] = None
     shipped = layer_of_file(recipe_path("adapt"))
     del shipped[f"study.arms.{USUAL_ARM}"]

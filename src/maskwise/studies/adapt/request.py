@@ -19,6 +19,8 @@ GENERAL_TEXT, PASSAGES = "general text", "general-text"
 GENERAL_MASKS = {GENERAL_TEXT: "token", f"{GENERAL_TEXT}, words": "whole-word"}
 """The measures on general text, with the masks of each."""
 NEW_WORDS = "-new-words"
+STUDENT = "student"
+"""The name of the arm with fewer layers, and of the folder of its model."""
 TRIMMED = "trimmed"
 """The arm that has fewer tokens, and is not trained."""
 OTHER_TEXT = "-other-text"
@@ -96,6 +98,8 @@ class Request:
             compared with the first arm.
         trim_tokens: the number of tokens that all arms keep, the most frequent ones of the text;
             an additional arm is not trained, and both are compared with the unchanged model.
+        student_layers: the number of layers of a student of the model, in an additional arm, which
+            is compared with the unchanged model.
         control: another corpus, on which an additional arm is trained in the same way as the first,
             which is compared with it.
         keep: general text, for what the arms forget of it: a corpus, ``OFF`` for none, or None for
@@ -125,6 +129,7 @@ class Request:
     policy: str | None = None
     new_words: int | None = None
     trim_tokens: int | None = None
+    student_layers: int | None = None
     control: str | None = None
     keep: str | None = None
     replay: float | None = None
@@ -161,7 +166,8 @@ class Request:
     @property
     def least_runs(self) -> int:
         """The least number of runs of each arm with which every question can be decided."""
-        return default_runs(self.new_words, self.control, self.trim_tokens)
+        apart = (self.new_words, self.trim_tokens, self.student_layers)
+        return default_runs(*apart, control=self.control)
 
     @property
     def runs(self) -> int:
@@ -179,6 +185,7 @@ class Request:
             "policy",
             "new_words",
             "trim_tokens",
+            "student_layers",
             "control",
             "keep",
             "replay",
@@ -201,17 +208,20 @@ class Request:
 
 
 def default_runs(
-    new_words: int | None, control: object = None, trim_tokens: int | None = None
-) -> int:
+def default_runs(*apart: int | None, control: object = None) -> int:
     """Return the default number of runs: the least that can decide every question.
 
-    Questions that are tested one after the other do not lower each other's level. Changes of the
-    tokens do not depend on the answer to another question, so all questions are then one family.
+    Questions that are tested one after the other do not lower each other's level. What changes of
+    the model are worth does not depend on another answer, so all questions are then one family.
+
+    Args:
+        apart: the changes that have a question each; None for one that is not asked for.
+        control: the other text of an arm, which is one more question of the family.
     """
-    of_tokens = [change for change in (new_words, trim_tokens) if change is not None]
+    changes = [change for change in apart if change is not None]
     questions = 1
-    if of_tokens:
-        questions += len(of_tokens) + (control is not None)
+    if changes:
+        questions += len(changes) + (control is not None)
     return statistics.fewest_runs(ALPHA / questions)
 
 
