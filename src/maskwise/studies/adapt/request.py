@@ -207,7 +207,6 @@ class Request:
         return invocation_of("adapt", asked.model, asked.texts, overrides=settings, **given)
 
 
-def default_runs(
 def default_runs(*apart: int | None, control: object = None) -> int:
     """Return the default number of runs: the least that can decide every question.
 
