@@ -37,6 +37,7 @@ OBJECTIVES: Table[type[Objective]] = Table(
         "tsdae": "maskwise.objectives.denoising:DenoisingAutoencoder",
         "denoise": "maskwise.objectives.denoising:Denoising",
         "distil": "maskwise.objectives.distil:Distillation",
+        "retromae": "maskwise.objectives.retromae:RetroMae",
     },
 )
 """The objectives by their names in recipes."""
@@ -81,7 +82,8 @@ class ObjectiveSettings(Settings):
 
     objective: Weights[str]
     """The name of the objective, with or without arguments: mlm, mntp, emlm, atd, dtd,
-    cse(temperature=0.05), rtd, clm, diffusion, tsdae, denoise, distil("bundled:encoder").
+    cse(temperature=0.05), rtd, clm, diffusion, tsdae, denoise, distil("bundled:encoder"),
+    retromae.
     """
     masking: Weights[dict[str, Any]] = {}
     """Masking settings of this objective. They replace the settings ``masking`` of the recipe."""
@@ -166,6 +168,7 @@ __getattr__ = on_first_use(
         "DeletedTokenDetection": "discriminative",
         "ReplacedTokenDetection": "discriminative",
         "Distillation": "distil",
+        "RetroMae": "retromae",
         "EntityMaskedLanguageModelling": "mlm",
         "MaskedDiffusion": "mlm",
         "MaskedLanguageModelling": "mlm",

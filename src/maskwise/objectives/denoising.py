@@ -294,15 +294,18 @@ class DenoisingAutoencoder(Objective):
         return 2 * width_of(self.model) ** 2 * len(self.decoder.layers)
 
 
-def places(length: int, like: Tensor) -> Tensor:
-    """(L, H): sinusoidal position embeddings, scaled by 0.1 (Vaswani et al. 2017, section 3.5)."""
+def places(length: int, like: Tensor, *, scale: float = 0.1) -> Tensor:
+    """(L, H): sinusoidal position embeddings (Vaswani et al. 2017, section 3.5), times ``scale``.
+
+    New token embeddings are small, so that the usual scale would hide them.
+    """
     width = like.shape[-1]
     at = torch.arange(length, device=like.device, dtype=torch.float32).unsqueeze(1)
     rate = torch.exp(torch.arange(0, width, 2, device=like.device) * (-9.21034 / width))
     table = torch.zeros(length, width, device=like.device)
     table[:, 0::2] = torch.sin(at * rate)
     table[:, 1::2] = torch.cos(at * rate)[:, : width // 2]
-    return (0.1 * table).to(like.dtype)
+    return (scale * table).to(like.dtype)
 
 
 # Causal
