@@ -2,6 +2,9 @@
 
     python benchmarks/figure.py   # writes benchmarks/results/claims-PAPER.svg
 
+The page opens with a figure and a table for each paper, of its main claims (``OPENING``):
+``opening-PAPER.svg``, and the rows that are printed.
+
 A line is the mean difference of two arms and its 95 % interval, in points of the tasks' metric or
 in nats; right of 0, the first arm is better. Several tasks have their plain mean. The colour is the
 verdict, which rests on the test of the ledger and not on this interval.
@@ -9,6 +12,7 @@ verdict, which rests on the test of the ledger and not on this interval.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -188,6 +192,50 @@ CLAIMS: dict[str, list[Claim]] = {
     ],
 }
 """The claims by paper, in the order of RESULTS.md."""
+OPENING: dict[str, list[Claim]] = {
+    "time-variant": [
+        (
+            "a cosine from 32 to 2 % against 15 %",
+            "published-decay-medium",
+            "cosine-decay",
+            "constant-15",
+        ),
+        ("the same against 30 %", "published-decay-medium", "cosine-decay", "constant-30"),
+        ("45 → 15 % against 30 %", "decay-new-head", "decay-45-15", "constant-30"),
+        ("45 → 15 % against 45 %", "decay-new-head", "decay-45-15", "constant-45"),
+        (
+            "words by the loss of parts of speech, published rule",
+            "pos-weighted-new-head",
+            "ptw-faithful-bert",
+            "words-bert",
+        ),
+        ("the same, our rule ‡", "pos-weighted-replication", "ptw", "words"),
+        ("control: a falling ratio", "schedule-control-2026-11-21", "linear", "constant-30"),
+    ],
+    "mometas": [
+        ("five objectives against one ‡", "samplers-replication", "uniform", "mlm"),
+        ("mometas against even draws ‡", "samplers-replication", "mometas", "uniform"),
+        ("the same at half the rate ‡", "samplers-replication-1e-3", "mometas", "uniform"),
+        ("best of six fixed shares against even draws", "best-shares", "best-shares", "uniform"),
+        (
+            "control: mometas against even draws",
+            "sampler-control-2026-11-21",
+            "mometas",
+            "uniform",
+        ),
+    ],
+    "policies": [
+        ("common nouns: learned against salient spans", "trex-nouns", "supervised", "salient"),
+        ("common nouns: meta-gradient against salient", "trex-nouns", "meta", "salient"),
+        ("names: oracle against salient spans", "trex-names", "oracle", "salient"),
+        ("another task's policy against random", "trex-transfer", "birthplaces", "random"),
+        ("content words against random tokens", "trex-content", "content", "random"),
+        ("trivia: learned against salient spans", "trivia-own", "supervised", "salient"),
+        ("trivia: salient spans against random", "false-answers", "right-salient", "right-random"),
+        ("trivia: right against other text", "corpus-rates", "right-4", "other-slow"),
+    ],
+}
+"""The main claims of each paper, with which RESULTS.md opens."""
 POLICIES_OF_TRANSFER = [
     "from-jobs=factworld-job",
     "from-universities=factworld-university",
@@ -211,7 +259,7 @@ def leads_of(record: str) -> Iterator[dict[str, Any]]:
     # With a search, a pair may be a gate and a contrast; the last is at tuned settings.
     for row in sorted(rows, key=lambda row: not row.get("gate")):
         pair = {"arm": row["arm"], "baseline": row["baseline"], "verdict": row["verdict"]}
-        yield pair | _lead(row)
+        yield pair | _lead(row) | {"n": row["n"], "better": row["better"]}
     if record.startswith("transfer"):
         found = own_and_other_tasks(RESULTS / record, "random", POLICIES_OF_TRANSFER)
         judged = {line["arm"]: line["verdict"] for line in read_ledger().values()}
@@ -245,6 +293,32 @@ def leads(claims: list[Claim]) -> DataFrame:
     return names.merge(DataFrame(known).drop_duplicates(keys, keep="last"), on=keys, how="left")
 
 
+def rows_of(claims: list[Claim]) -> list[str]:
+    """Return the rows of a table of claims: lead with its interval, verdict, pairs and record."""
+    rows = []
+    for lead in leads(claims).itertuples():
+        places = 3 if lead.unit == NATS else 1
+        mean, low, high = (_written(value, places) for value in (lead.mean, lead.low, lead.high))
+        sign = "+" if lead.mean > 0 else ""
+        worse = ": worse" if lead.better == "baseline" else ""
+        cells = [
+            lead.claim,
+            f"{sign}{mean} {lead.unit} ({low} to {high})",
+            f"*{lead.verdict}*{worse}",
+            f"{lead.n:.0f}",
+            f"[{lead.record}](results/{lead.record})",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _written(value: float, places: int) -> str:
+    """Return a number as RESULTS.md has it: with a minus sign, and no 0 before the point."""
+    whole, point, rest = f"{abs(value):.{places}f}".partition(".")
+    minus = "−" if value < 0 and float(f"{value:.{places}f}") else ""
+    return f"{minus}{whole.lstrip('0')}{point}{rest}"
+
+
 def draw(claims: list[Claim]) -> altair.VConcatChart:
     """Return the claims of a paper, with an axis of points above one of nats."""
     table = leads(claims)
@@ -270,3 +344,6 @@ def _panel(table: DataFrame, unit: str) -> altair.LayerChart:
 if __name__ == "__main__":
     for paper, claims in CLAIMS.items():
         draw(claims).save(RESULTS / f"claims-{paper}.svg")
+    for paper, claims in OPENING.items():
+        draw(claims).save(RESULTS / f"opening-{paper}.svg")
+        sys.stdout.write("\n".join([paper, *rows_of(claims), ""]))

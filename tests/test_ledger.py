@@ -27,6 +27,14 @@ def test_results_report_every_recorded_study() -> None:
     assert [folder.name for folder in recorded() if folder.name not in named] == []
 
 
+@pytest.mark.parametrize("paper", figure.OPENING)
+def test_the_page_opens_with_the_main_claims_of_each_paper(paper: str) -> None:
+    text = (RESULTS.parent / "RESULTS.md").read_text(encoding="utf-8")
+    opening, _, _ = text.partition("### The same in words")
+    assert f"(results/opening-{paper}.svg)" in opening
+    assert [row for row in figure.rows_of(figure.OPENING[paper]) if row not in opening] == []
+
+
 @pytest.mark.parametrize(
     "paper",
     [
