@@ -6,6 +6,7 @@ incomplete, as in a study that is still running.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -15,9 +16,7 @@ from datetime import datetime
 from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias, cast
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from maskwise.base.constants import LOWER_IS_BETTER
 from maskwise.base.errors import MaskwiseError, shortened
@@ -31,6 +30,9 @@ from maskwise.results.measurements import (
 )
 from maskwise.verdict import summarise
 from maskwise.verdict.outcomes import Outcomes
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 LogLine: TypeAlias = dict[str, Any]
 """A JSON object from a file; docs/files.md describes the keys."""
@@ -415,20 +417,24 @@ def _misfits(value: LogLine, kind: Any, *, sparse: bool = False) -> Iterator[str
         sparse: whether groups may lack keys or have nulls for them, except the facts of an arm,
             without which there is no page.
     """
+    # Imported here because pages of other programs' scores and lists of policies need no pydantic.
+    from pydantic import ValidationError
+
+    # A pair is a list in JSON. Names of files may have bytes that are not UTF-8.
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
     try:
-        _adapter(kind).validate_python(value, strict=True)
+        _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         for misfit in error.errors(include_url=False):
             place, given, wrong = misfit["loc"], misfit["input"], misfit["type"]
             keys = [key for key in place if isinstance(key, str)]
-            missing = wrong == "missing" and keys[-1] == place[-1]
-            null = given is None and keys[-1] == place[-1]
-            if (missing or null) and sparse and keys[0] != "arms":
+            of_key = keys[-1:] == [*place[-1:]]
+            missing = of_key and wrong == "missing"
+            if (missing or (of_key and given is None)) and sparse and keys[:1] != ["arms"]:
                 continue
             # Other programs write whole numbers as 4.0.
             whole = isinstance(given, float) and given.is_integer() and given >= 0
-            # Names of files may have bytes that are not UTF-8.
-            if (whole and wrong == "int_type") or wrong == "string_unicode":
+            if whole and wrong == "int_type":
                 continue
             if missing:
                 yield f"{'.'.join(keys[:-1])} without {keys[-1]}"
@@ -440,6 +446,8 @@ def _misfits(value: LogLine, kind: Any, *, sparse: bool = False) -> Iterator[str
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(kind)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NotRequired, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from annotated_types import Ge
 from typing_extensions import TypedDict
 
 RULES = 5
@@ -22,12 +22,8 @@ RULES = 5
 
 Decision = Literal["decided", "no difference that matters", "open", "not comparable"]
 Effect = Literal["invalid", "caps", "notes"]
-Number: TypeAlias = Annotated[int, Field(ge=0)]
+Number: TypeAlias = Annotated[int, Ge(0)]
 """How many of something there are."""
-Pair: TypeAlias = Annotated[
-    tuple[str, str], BeforeValidator(lambda pair: tuple(pair) if isinstance(pair, list) else pair)
-]
-"""An arm and its baseline: in JSON, a list."""
 
 
 class ArmFacts(TypedDict):
@@ -91,8 +87,8 @@ class Gate(TypedDict):
     """A positive control. The contrasts in ``closes`` are tested only if ``contrast`` is decided,
     which shows that the study can detect a known effect."""
 
-    contrast: Pair
-    closes: list[Pair]
+    contrast: tuple[str, str]
+    closes: list[tuple[str, str]]
 
 
 class Look(TypedDict):
@@ -140,7 +136,7 @@ class Study(TypedDict, total=False):
     tasks: dict[str, TaskFacts]
     inputs: str
     """Hash of the contents of all files that the study reads; "" if it was not recorded."""
-    contrasts: list[Pair]
+    contrasts: list[tuple[str, str]]
     outcome: str | None
     """Outcome on which contrasts are decided, if the recipe names one."""
     match: Matching | None
@@ -206,7 +202,7 @@ class Record(TypedDict, total=False):
     item_sizes: list[float]
     """Contributions to the denominator; one number if all are equal."""
     steps: Number
-    flops: Annotated[float, Field(ge=0)]
+    flops: Annotated[float, Ge(0)]
     flops_formulas: list[int]
     """The formulas (``flops.FORMULA``) by which the trainings of the run counted; absent for 1."""
     best_step: Number
