@@ -220,8 +220,8 @@ WAYS = {
 
 def preload() -> None:
     """Import what commands import, so that copies of this process start at once."""
-    names = ["study.run", "study.single", "study.adapt", "learning.lesson", "report.page"]
-    names += ["export", "convert"]
+    names = ["studies.run", "studies.single", "studies.adapt", "learning.lesson", "report.page"]
+    names += ["masks.export", "models.convert"]
     for name in (*(f"maskwise.{name}" for name in names), "transformers.models.modernbert"):
         import_module(name)
 
@@ -638,7 +638,7 @@ def struck(command: Command, out: Path, victim: str, seconds: float, early: bool
 
 def write_shards(folder: Path) -> Path:
     """Write three files of texts, and an old checkpoint."""
-    read_documents = import_module("maskwise.text").read_documents
+    read_documents = import_module("maskwise.text.documents").read_documents
     folder.mkdir(parents=True)
     documents = list(read_documents("bundled:wikipedia", limit=100))
     for number in range(3):
