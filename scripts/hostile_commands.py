@@ -387,10 +387,6 @@ def report(rng: Random) -> list[str]:
     return words + options(rng, {"--html": [*OUTS, "page.html"], "--json": []}, share=0.4)
 
 
-def bench(rng: Random) -> list[str]:
-    return ["bench", pick(rng, [*WORDS, *NUMBERS]), *options(rng, {"--json": []})]
-
-
 def list_names(rng: Random) -> list[str]:
     tables = ["policies", "recipes", "tasks", "keys", "objectives", "", *WORDS]
     return ["list", pick(rng, tables), *options(rng, {"--json": []})]
@@ -402,10 +398,10 @@ def none(rng: Random) -> list[str]:
 
 
 MAKERS: list[Callable[[Random], list[str]]] = [study, new, pretrain, finetune, learn, adapt]
-MAKERS += [annotate, check, evaluate, generate, inspect, report, bench, list_names, none]
+MAKERS += [annotate, check, evaluate, generate, inspect, report, list_names, none]
 # Commands that take more arguments, or more kinds of files, are tried more often.
-TIMES = [6, 3, 4, 5, 4, 7, 5, 5, 5, 4, 5, 5, 1, 2, 1]
-NAMES = ("adapt", "annotate", "bench", "check", "evaluate", "finetune", "generate", "inspect")
+TIMES = [6, 3, 4, 5, 4, 7, 5, 5, 5, 4, 5, 5, 2, 1]
+NAMES = ("adapt", "annotate", "check", "evaluate", "finetune", "generate", "inspect")
 NAMES += ("learn", "list", "new", "pretrain", "report", "study")
 WRITES = ("study", "pretrain", "finetune", "learn", "adapt", "annotate")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from maskwise.base.errors import MaskwiseError, command_line
 from maskwise.recipe import read_recipe
 from maskwise.studies.adapt.title_pairs import write_pairs
+from maskwise.studies.inputs import task_specs
 from maskwise.tasks import FinetuneSettings, encode, evaluate_tasks, finetune, load_task
 from maskwise.tasks.finetuning import task_record
 from maskwise.text import read_documents
@@ -41,6 +43,16 @@ def _follow(folder: Path) -> None:
         load_task(str(_table(folder)), text="Description")
     argument = shlex.split(str(caught.value).partition("--task ")[2].partition(";")[0])[0]
     assert load_task(argument).labels == ("numpy", "scipy")
+
+
+def _of_rows(*options: dict[str, str]) -> Callable[[Path], object]:
+    """Load a task of rows in Python, with options beside them."""
+    rows = [
+        {"Description": f"a thing {n}", "Doc ID": n, "Library": ("numpy", "scipy")[n % 2]}
+        for n in range(40)
+    ]
+    given = {"library": (rows, *options) if options else rows}
+    return lambda folder: [load_task(spec) for spec in task_specs(given, folder)]
 
 
 ARGUMENTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
@@ -208,5 +220,11 @@ ROWS = [
         lambda folder: load_task(str(_table(folder)), text="Description"),
         ("docs.csv", "Doc ID", "Library", "label='Library'", "text='Description'"),
         _follow,
+    ),
+    Refusal(
+        "labels in a column of any name, of rows in Python",
+        _of_rows({"text": "Description"}),
+        ("tasks={'library': (rows, {'text': 'Description', 'label': 'Library'})}",),
+        _of_rows({"text": "Description", "label": "Library"}),
     ),
 ]

@@ -383,6 +383,24 @@ def test_a_setting_that_names_a_field_says_that_a_file_is_a_corpus(tmp_path):
         assert recipe_for(str(file)).tasks
 
 
+@pytest.mark.filterwarnings("error:.*was read as labels")
+def test_check_finds_once_what_a_file_is(tmp_path, monkeypatch):
+    """Each setting is also tried without, and the file was then read again, as labels."""
+    rows = [f"a remark of several words {n},author {n % 40}" for n in range(400)]
+    file = tmp_path / "remarks.csv"
+    file.write_text("\n".join(["remark,writer", *rows]))
+    drafts = []
+
+    def counted(*arguments, **options):
+        drafts.append(draft_of_files(*arguments, **options))
+        return drafts[-1]
+
+    monkeypatch.setattr(from_files, "draft_of_files", counted)
+    settings = ["corpus.group_field=writer", "training.steps=4"]
+    found = check(str(file), settings, timing=False)
+    assert "remarks.csv" in found["recipe"] and len(drafts) == 1
+
+
 def test_a_first_recipe_keeps_a_row_of_every_class(tmp_path):
     rows = [f"some words number {n},class {n % 250}" for n in range(2500)]
     file = tmp_path / "many.csv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +66,11 @@ def test_bad_arguments_are_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(MaskwiseError, match=named):
         call()
+
+
+def test_what_commands_import_is_there_before_they_are_killed() -> None:
+    kills.preload()
+    assert all(f"maskwise.{room}" in sys.modules for room in ("studies", "learning", "masks"))
 
 
 def test_seeds_of_parts_of_speech_are_written_as_in_commands(tmp_path: Path) -> None:

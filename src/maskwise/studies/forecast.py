@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -60,7 +59,7 @@ from maskwise.studies.costs import (
 )
 from maskwise.studies.design import Design
 from maskwise.studies.estimate import estimates
-from maskwise.studies.from_files import recipe_for
+from maskwise.studies.from_files import reader_for
 from maskwise.studies.inputs import with_settled_tasks
 from maskwise.studies.plan import stages_of
 from maskwise.studies.pretraining import masked_source
@@ -405,7 +404,7 @@ def first_of(recipe: Recipe) -> Recipe:
 
 def _read(subject: str, overrides: Sequence[str], tasks: Sequence[str]) -> Recipe:
     """Read a recipe for ``check``, and refuse overrides that no command would use."""
-    read = partial(recipe_for, subject, tasks=tasks)
+    read = reader_for(subject, overrides, tasks=tasks)
     recipe = read(overrides)
     alone = not recipe.study.arms
     refuse_unread(

@@ -16,9 +16,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -587,6 +587,16 @@ def recipe_for(subject: str, overrides: Sequence[str] = (), *, tasks: Sequence[s
     Raises:
         MaskwiseError: the subject is neither a recipe nor a readable file.
     """
+    return reader_for(subject, overrides, tasks=tasks)(overrides)
+
+
+def reader_for(
+    subject: str, overrides: Sequence[str] = (), *, tasks: Sequence[str] = ()
+) -> Callable[[Sequence[str]], Recipe]:
+    """Return what reads a recipe with any overrides; the arguments are those of ``recipe_for``.
+
+    What a file is, a text or labels, is found once, with all ``overrides``.
+    """
     path = user_path(split_options(subject)[0])
     is_recipe = subject in shipped() or path.suffix.lower() in (".yaml", ".yml")
     if is_recipe or not (is_path(path) or subject.startswith(("hf:", "bundled:"))):
@@ -596,9 +606,8 @@ def recipe_for(subject: str, overrides: Sequence[str] = (), *, tasks: Sequence[s
                 got=tasks[0],
                 do=f"set tasks='[{', '.join(tasks)}]', or check files: maskwise check TEXTS LABELS",
             )
-        return read_recipe(subject, overrides)
-    draft = _draft_for(subject, tasks, overrides)
-    return draft.read(overrides, origin=f"the recipe of {subject}")
+        return partial(read_recipe, subject)
+    return partial(_draft_for(subject, tasks, overrides).read, origin=f"the recipe of {subject}")
 
 
 def _draft_for(source: str, tasks: Sequence[str], overrides: Sequence[str]) -> Draft:

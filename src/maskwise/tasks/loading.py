@@ -317,10 +317,14 @@ class TaskArguments:
         """Return the argument that names this task with a column for a role, as a command or Python
         is given it.
         """
-        own = {"kind": self.kind, "text": self.text, "pair": self.pair, "name": self.name}
+        own = {"kind": self.kind, "text": self.text, "pair": self.pair, role: column}
         given = {key: value for key, value in own.items() if value is not None}
-        spec = with_options(self.spec, **(given | {role: column}))
-        return option("task", shell_word(spec), python=f"tasks=[{spec!r}]")
+        if self.name is None:
+            spec = with_options(self.spec, **given)
+            return option("task", shell_word(spec), python=f"tasks=[{spec!r}]")
+        # Rows of Python were written to a file, which is gone when the call is refused.
+        spec = with_options(self.spec, name=self.name, **given)
+        return option("task", shell_word(spec), python=f"tasks={{{self.name!r}: (rows, {given})}}")
 
     @property
     def columns(self) -> ColumnNames:
