@@ -61,7 +61,7 @@ NEED_FILES = (
         "corpus-rates",
         "how-long",
     ),
-    *("new-words", "new-words-minilm", "replay"),
+    *("new-words", "new-words-minilm", "own-text", "replay"),
     *WITH_PLACES,
 )
 
