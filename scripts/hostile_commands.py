@@ -35,6 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))
@@ -88,6 +90,11 @@ def write_world(world: Path) -> None:
     Path("table.csv").write_text("text,label\n" + "a good day,x\na bad day,y\n" * 20)
     code = quiet(["pretrain", "small.yaml", "--out", "run"])[0]
     assert code == 0, "the good run failed"
+    shutil.copytree("run/checkpoint", "old")
+    torch.save(load_file("old/model.safetensors"), "old/pytorch_model.bin")
+    Path("old/model.safetensors").unlink()
+    scores = [f"{arm},{seed},{seed * len(arm) % 7 / 7}" for arm in ("a", "bb") for seed in range(8)]
+    Path("scores.csv").write_text("\n".join(["arm,seed,score", *scores]))
     code = quiet(["study", "small.yaml", "--out", "study"])[0]
     assert code == 0, "the good study failed"
     write_hostile(world)
@@ -206,7 +213,14 @@ RECIPES += ["twice.yaml", "loop.yaml", "alias.yaml", "bomb.yaml", "tag.yaml", "u
 RECIPES += ["types.yaml", "keys.yaml", "folder.yaml", "nowhere.yaml", "quickstart", "corpus.jsonl"]
 DAMAGED = ["configless", "weightless", "badconfig", "noconfig", "unknowntype", "cutweights"]
 DAMAGED += ["badtokenizer", "notokenizer", "hollow", "bundled:x", "package:", "package:os", "a/b/c"]
-DAMAGED += ["bundled:tokenizer", "bundled:seq2seq", "bert-base-uncased", "corpus.jsonl", "study"]
+DAMAGED += [
+    "old",
+    "bundled:tokenizer",
+    "bundled:seq2seq",
+    "bert-base-uncased",
+    "corpus.jsonl",
+    "study",
+]
 STUDIES = ["norecords", "emptyrecords", "badrecords", "binaryrecords", "nostudy", "badstudy"]
 STUDIES += ["liststudy", "badsummary", "badsamples", "badtimings", "run", "hollow", "corpus.jsonl"]
 STUDIES += ["nowhere", "", "run/checkpoint"]
@@ -387,6 +401,50 @@ def report(rng: Random) -> list[str]:
     return words + options(rng, {"--html": [*OUTS, "page.html"], "--json": []}, share=0.4)
 
 
+def status(rng: Random) -> list[str]:
+    words = ["status", replaced(rng, "study", [*STUDIES, *FILES], share=0.8)]
+    return words + options(rng, {"--json": []})
+
+
+def compare(rng: Random) -> list[str]:
+    tables = ["table.csv", "study/records.jsonl", "study", *FILES]
+    words = ["compare", replaced(rng, "scores.csv", tables)]
+    words += ["--baseline", replaced(rng, "a", WORDS, share=0.2)]
+    words += ["--replicate", replaced(rng, "pretraining", ["items", "finetuning", *WORDS])]
+    more = {"--column": ["seed=arm", "score=seed", "arm=", "=x", "seed", "task=arm", *WORDS]}
+    more |= {"--contrast": ["bb:a", "a:bb", "a:a", "a", ":", "a:b:c", *WORDS], "--json": []}
+    more |= {"--lower": ["score", "seed", *WORDS], "--chance": ["score=0.5", "score=x", *NUMBERS]}
+    return words + options(rng, more | {"--margin": NUMBERS}, share=0.6)
+
+
+def convert(rng: Random) -> list[str]:
+    words = ["convert", replaced(rng, "old", ["run/checkpoint", *DAMAGED, *FILES])]
+    words.append(replaced(rng, "out", OUTS, share=0.2))
+    return words + options(rng, {"--tokenizer": ["bundled:encoder", *DAMAGED], "--json": []})
+
+
+def change(rng: Random) -> list[str]:
+    words = ["change", replaced(rng, pick(rng, MODELS), DAMAGED, share=0.3)]
+    words.append(replaced(rng, "out", OUTS, share=0.2))
+    good = ["layers(1)", "trim-tokens('corpus.jsonl')", "positions(64)", "layers('0, 1')"]
+    names = ("layers", "trim-tokens", "new-tokens", "positions")
+    for _ in range(int(rng.integers(1, 3))):
+        made = f"{pick(rng, names)}({pick(rng, [*NUMBERS[:12], *(repr(file) for file in FILES)])})"
+        words += ["--with", pick(rng, [pick(rng, good), made, pick(rng, WORDS)])]
+    return words + options(rng, {"--json": []})
+
+
+def export(rng: Random) -> list[str]:
+    words = ["export", replaced(rng, pick(rng, CORPORA), FILES)]
+    words += ["--tokenizer", replaced(rng, pick(rng, MODELS), DAMAGED, share=0.3)]
+    settings = ["policy", "ratio", "budget", "corruption", "fill", "keep", "nothing"]
+    words += [f"{pick(rng, settings)}={value(rng)}"] if rng.random() < 0.4 else []
+    more = {"--epochs": ["0-1", "1-0", "0,0", "0-", *NUMBERS[:7]], "--max-length": NUMBERS}
+    more |= {"--seed": NUMBERS, "--step": NUMBERS, "--total-steps": NUMBERS, "--with": WORDS}
+    more |= {"--words": ["spaces", "regex:(", "regex:", *WORDS], "--text-field": WORDS}
+    return words + options(rng, more | {"--format": ["datasets", *WORDS], "--json": []}, share=0.5)
+
+
 def list_names(rng: Random) -> list[str]:
     tables = ["policies", "recipes", "tasks", "keys", "objectives", "", *WORDS]
     return ["list", pick(rng, tables), *options(rng, {"--json": []})]
@@ -399,11 +457,13 @@ def none(rng: Random) -> list[str]:
 
 MAKERS: list[Callable[[Random], list[str]]] = [study, new, pretrain, finetune, learn, adapt]
 MAKERS += [annotate, check, evaluate, generate, inspect, report, list_names, none]
+MAKERS += [status, compare, convert, change, export]
 # Commands that take more arguments, or more kinds of files, are tried more often.
-TIMES = [6, 3, 4, 5, 4, 7, 5, 5, 5, 4, 5, 5, 2, 1]
-NAMES = ("adapt", "annotate", "check", "evaluate", "finetune", "generate", "inspect")
-NAMES += ("learn", "list", "new", "pretrain", "report", "study")
-WRITES = ("study", "pretrain", "finetune", "learn", "adapt", "annotate")
+TIMES = [6, 3, 4, 5, 4, 7, 5, 5, 5, 4, 5, 5, 2, 1, 2, 4, 3, 4, 5]
+NAMES = ("adapt", "annotate", "change", "check", "compare", "convert", "evaluate", "export")
+NAMES += ("finetune", "generate", "inspect", "learn", "list", "new", "pretrain", "report", "status")
+NAMES += ("study",)
+WRITES = ("study", "pretrain", "finetune", "learn", "adapt", "annotate", "compare", "export")
 
 
 def command(number: int) -> list[str]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from maskwise.cli import app
+
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "hostile_commands.py"
 FEW = 36
 
@@ -43,6 +45,11 @@ def test_a_number_always_makes_the_same_command(script):
     made = [command(number) for number in range(500)]
     assert made == [command(number) for number in range(500)]
     assert {words[0] for words in made if words} >= {*script["NAMES"]}
+
+
+def test_every_command_is_tried(script):
+    commands = {each.name or each.callback.__name__ for each in app.registered_commands}
+    assert {*script["NAMES"]} == commands
 
 
 BEFORE = {"a.txt": (3, 1)}
