@@ -458,14 +458,26 @@ def test_a_model_that_no_training_has_changed_keeps_its_attention(
     assert model.config._attn_implementation == before != attention.NAME
 
 
-def test_values_are_passed_to_the_kernel_without_a_copy() -> None:
+def test_values_are_passed_to_the_kernel_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries, keys and values are often parts of one matrix product."""
+    given: list[torch.Tensor] = []
+
+    def kernel(*lines: Any, **options: Any) -> torch.Tensor:
+        given[:] = lines[:3]
+        return torch.empty(given[0].shape)
+
+    monkeypatch.setattr(attention, "_can_be_ragged", lambda query, options: True)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    documents = DocumentIds(torch.zeros(2, 5, dtype=torch.long))
     rows = torch.randn(2, 5, 3, 4, 8)  # (B, L, 3, H, D)
-    value = rows.unbind(2)[2].transpose(1, 2)
-    line = attention._line(value)
-    assert line.shape == (10, 4, 8) and line.data_ptr() == value.data_ptr()
-    turned = attention._line(torch.randn(2, 4, 8, 5).mT)
-    assert turned.shape == (10, 4, 8) and turned.stride(-1) == 1
+    lines = [line.transpose(1, 2) for line in rows.unbind(2)]
+    attention.attend(torch.nn.Module(), *lines, None, documents=documents)
+    for line, seen in zip(lines, given, strict=True):
+        assert seen.shape == (10, 4, 8) and seen.data_ptr() == line.data_ptr()
+    # The kernel needs the numbers of a head to be neighbours.
+    turned = torch.randn(2, 4, 8, 5).mT
+    attention.attend(torch.nn.Module(), turned, turned, turned, None, documents=documents)
+    assert all(seen.shape == (10, 4, 8) and seen.stride(-1) == 1 for seen in given)
 
 
 @pytest.mark.parametrize("family", ["modernbert", "bert"])

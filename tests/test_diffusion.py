@@ -70,10 +70,13 @@ def over_orders(losses: np.ndarray, weight: list[float] | None = None) -> float:
 def test_the_mean_over_masks_and_rates_is_the_mean_over_orders(losses: np.ndarray) -> None:
     wanted = over_orders(losses)
     each = {n: [sum(1 << i for i in s) for s in combinations(range(L), n)] for n in range(1, L + 1)}
+    u = (np.arange(400_000) + 0.5) / 400_000
     for name in DISTRIBUTIONS:
         rates = Rates(schedule(name), 10, 100)
-        n = np.arange(1, L + 1)
-        share, weight = rates._probability(n, np.full(L, L)), rates.number_weight(n, np.full(L, L))
+        # How often each number of tokens is masked, counted from evenly spaced draws.
+        number = rates.number(rates.draw(u), np.full(len(u), L))
+        share = np.bincount(number, minlength=L + 1)[1:] / len(u)
+        weight = rates.number_weight(np.arange(1, L + 1), np.full(L, L))
         mean = sum(
             share[k - 1] * weight[k - 1] * losses[s, i] / len(each[k])
             for k in each
@@ -81,9 +84,7 @@ def test_the_mean_over_masks_and_rates_is_the_mean_over_orders(losses: np.ndarra
             for i in range(L)
             if s >> i & 1
         )
-        assert share.sum() == pytest.approx(1, abs=1e-12) and mean == pytest.approx(
-            wanted, abs=1e-9
-        ), name
+        assert mean == pytest.approx(wanted, rel=1e-4), name
 
 
 def drawn(
@@ -137,7 +138,6 @@ def test_rates_come_as_often_as_their_density_says() -> None:
         said = np.searchsorted(edges, middle)
         mass = np.bincount(said, rates.density(middle), 20).cumsum()[:-1] / len(middle)
         assert np.abs(seen - mass).max() < 2e-3, name
-        assert np.abs(seen - rates._below(edges)).max() < 1e-4, name
         assert rates.weight(t).max() <= 1.001 / (0.1 * t[0]) and rates.complete
 
 

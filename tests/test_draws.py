@@ -43,11 +43,27 @@ def uniform(
 
 
 def inverse_odd(x: np.ndarray) -> np.ndarray:
-    """The inverses of odd int32 numbers modulo 2³², by Newton's iteration (bits double)."""
+    """The inverses of odd 32-bit numbers modulo 2³², by Newton's iteration (bits double)."""
     inverse = x.copy()
     for _ in range(4):
         inverse = inverse * (2 - x * inverse)
     return inverse
+
+
+def unmixed(x: np.ndarray) -> np.ndarray:
+    """The int32 numbers of which ``mix`` makes ``x``: its rounds backwards."""
+    bits = x.view(np.uint32)
+    bits = bits ^ bits >> 16
+    bits = bits * inverse_odd(np.array([0x846CA68B], np.uint32))
+    bits = bits ^ bits >> 15 ^ bits >> 30
+    bits = bits * inverse_odd(np.array([0x7FEB352D], np.uint32))
+    return (bits ^ bits >> 16).view(np.int32)
+
+
+def words(k: Draws, purpose: Purpose) -> tuple[np.ndarray, np.ndarray]:
+    """``start`` and ``odd`` of each row, found from its draws with the indices 0 and 1."""
+    draw = unmixed(draws(k, purpose, INDEX[:2]))
+    return draw[:, 0], draw[:, 1] - draw[:, 0]
 
 
 def z_of_correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -70,6 +86,7 @@ def test_mix_never_ties_and_agrees_with_plain_integers() -> None:
     assert (x == before).all()
     many = np.arange(1 << 20, dtype=np.int32)
     assert len(np.unique(mix(many))) == len(many)
+    assert (unmixed(mix(many)) == many).all() and (unmixed(mix(x)) == x).all()
 
 
 def test_draws_of_one_piece_never_tie() -> None:
@@ -144,14 +161,13 @@ def test_row_draws_are_uniform_and_unrelated_to_the_others() -> None:
     assert all(v.min() > 0 and v.max() < 1 for v in u.values())
 
 
-def shifted_words(k: Draws, purpose: Purpose, reach: int = 512) -> int:
+def shifted_words(start: np.ndarray, stride: np.ndarray, reach: int = 512) -> int:
     """How many pairs of rows are shifted copies of each other by up to ``reach`` places, from their
     words.
 
     Row (a, b) is row (a', b) shifted by d where a − a' = d·b, so a/b − a'/b = d; and backwards for
     −b.
     """
-    start, stride = k._words(purpose)
     origin = start * inverse_odd(stride)
     backwards = stride < 0
     stride, origin = np.where(backwards, -stride, stride), np.where(backwards, -origin, origin)
@@ -163,19 +179,17 @@ def shifted_words(k: Draws, purpose: Purpose, reach: int = 512) -> int:
 def test_the_search_finds_shifted_copies() -> None:
     """The search itself: rows with one multiplier, as a linear mix of example and position makes
     them, are found."""
-    k = keys(np.arange(1000))
-    start, odd = k._words(Purpose.SELECT)
-    odd[:] = odd[0]
-    start[:] = np.arange(1000, dtype=np.int32) * 3 * odd[0]
-    draw = draws(k, Purpose.SELECT, INDEX)
+    _, odd = words(keys(np.arange(1)), Purpose.SELECT)
+    start = np.arange(1000, dtype=np.int32) * 3 * odd
+    draw = mix(start[:, None] + INDEX * odd)
     assert (draw[0, 3:] == draw[1, :-3]).all()
-    assert shifted_words(k, Purpose.SELECT) == 999
+    assert shifted_words(start, odd.repeat(1000)) == 999
 
 
 def test_no_shifted_copies_among_a_million_keys() -> None:
     for ids in (np.arange(1_000_000), np.arange(1, 1_000_000) << 32):
         for seed, purpose in ((0, Purpose.SELECT), (1, Purpose.SHOW)):
-            assert shifted_words(keys(ids, seed=seed), purpose) == 0
+            assert shifted_words(*words(keys(ids, seed=seed), purpose)) == 0
 
 
 def test_within_and_below_at_their_ends() -> None:

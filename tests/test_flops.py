@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,9 @@ from maskwise.models.flops import (
 from maskwise.objectives import OBJECTIVES, objective, objective_class
 from maskwise.objectives.denoising import Denoising
 from maskwise.objectives.mlm import MaskedLanguageModelling
-from maskwise.studies import records
+from maskwise.studies.records import collect
+from maskwise.studies.stages import Stage
+from maskwise.studies.store import StageStore
 from maskwise.text import Pieces, Rows, read_pieces, tokenise
 from maskwise.text.documents import Document
 from maskwise.training.data import lengths_of
@@ -34,13 +38,32 @@ from test_several import Documents
 from training_tools import ARCHITECTURES, LENGTH, config, funnel, model, spec_of, tokenizer
 
 
-def test_the_cost_of_a_run_names_the_formulas_of_its_trainings() -> None:
-    earlier: dict[str, Any] = {"flops": 5, "steps": 1}
-    now = earlier | {"flops_formula": 2}
-    # What an earlier version has recorded is read as it was.
-    assert records._spent([earlier, {"dev_loss": 3.0}]) == {"flops": 5, "steps": 1}
-    assert records._spent([earlier, None, now])["flops_formulas"] == [1, 2]
-    assert records._spent([now])["flops_formulas"] == [2]
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        # What an earlier version has recorded is read as it was.
+        ([{"flops": 5, "steps": 1}], {}),
+        # The choice between lengths costs nothing.
+        ([{"flops": 5, "steps": 1}, {"dev_loss": 3.0}], {}),
+        ([{"flops": 5, "steps": 1, "flops_formula": 2}], {"flops_formulas": [2]}),
+        (
+            [{"flops": 2, "steps": 1}, {"flops": 3, "steps": 0, "flops_formula": 2}],
+            {"flops_formulas": [1, 2]},
+        ),
+    ],
+)
+def test_the_cost_of_a_run_names_the_formulas_of_its_trainings(
+    results: list[dict[str, float]], said: dict[str, Any], tmp_path: Path
+) -> None:
+    stages = [Stage("pretrain", {"phase": number}) for number in range(len(results))]
+    who = {"arm": "a", "seed": 0}
+    run: Any = SimpleNamespace(stages=stages, trainings=stages, who=who)
+    store = StageStore(tmp_path)
+    for stage, result in zip(stages, results):
+        store.folder(stage).mkdir()
+        (store.folder(stage) / "done.json").write_text(json.dumps({"seconds": 1.0} | result))
+    (cost,) = (line for line in collect([run], store, {}) if line["kind"] == "cost")
+    assert cost == {"kind": "cost", **who, "flops": 5, "steps": 1, **said}
 
 
 def counted(one: Any, batch: Any, *, backward: bool = False) -> int:

@@ -13,6 +13,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from maskwise.base.devices import begin_peak_memory, hardware, peak_memory
 from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation.sets import Pairs
 from maskwise.recipe import read_recipe
-from maskwise.studies import dry_run, make_plan, rehearsal
+from maskwise.studies import costs, dry_run, make_plan, rehearsal
 from maskwise.studies.costs import (
     CHANGE_NO_TIME,
     Forecast,
@@ -40,6 +41,7 @@ from maskwise.studies.scheduler import StudyProgress
 from maskwise.studies.stages import Stage, named
 from maskwise.studies.store import StageStore
 from maskwise.studies.text_sample import Samples
+from maskwise.studies.work import run_stage
 from maskwise.tasks import load_task
 from maskwise.tasks.settings import FinetuneSettings
 from maskwise.training import TrainingSettings
@@ -267,18 +269,27 @@ def test_damaged_rates_are_measured_again(rates, recipe):
     assert forecast_of(recipe).seconds(first) == 1.0
 
 
-def keep_rates(names: list[str], barrier: Any) -> None:
-    """Measure stages, whose keys are their names. After each reads, the other has time to write."""
-    forecast = Forecast({}, StageStore(Path("stages")))
-    read = forecast._kept
+def forecast_of_trials() -> Forecast:
+    """40 stages, of which each has rates of its own."""
+    trials = [Stage("prepare", {"trial": number}) for number in range(40)]
+    return Forecast({stage.name: stage for stage in trials}, StageStore(Path("stages")))
 
-    def kept() -> dict[str, StageRates]:
-        found = read()
+
+def keep_rates(part: slice, barrier: Any) -> None:
+    """Measure some stages, in a process of its own.
+
+    After each read, the other process has time to write.
+    """
+    forecast = forecast_of_trials()
+    read = costs.read_json
+
+    def read_slowly(path: Path) -> Any:
+        found = read(path)
         time.sleep(0.001)
         return found
 
-    forecast._keys, forecast._kept = lambda name, content: name, kept
-    for name in names:
+    costs.read_json = read_slowly  # type: ignore[attr-defined]
+    for name in [*forecast.named][part]:
         barrier.wait(PATIENCE)
         forecast.keep(name, {"seconds": 1.0})
 
@@ -287,11 +298,11 @@ def keep_rates(names: list[str], barrier: Any) -> None:
 def test_two_processes_keep_what_both_measure():
     """Each read the file, and wrote it without what the other had added in between."""
     barrier = multiprocessing.get_context("fork").Barrier(2)
-    names = [str(number) for number in range(40)]
-    ends = [forked(keep_rates, half, barrier) for half in (names[:20], names[20:])]
+    ends = [forked(keep_rates, half, barrier) for half in (slice(20), slice(20, 40))]
     for end in ends:
         end()
-    assert Forecast({}, StageStore(Path("stages"))).rates.keys() == {*names}
+    both = forecast_of_trials()
+    assert both.rates.keys() == {*map(both.key, both.named)} and len(both.rates) == 40
 
 
 def test_the_memory_is_that_of_the_stages_that_will_run(recipe, tmp_path):
@@ -322,15 +333,6 @@ def test_stages_that_do_not_fit_into_memory_together_are_named(recipe, tmp_path,
     doubts = {jobs: dry_run(asked, Path("none"), jobs=jobs)["doubts"] for jobs in (2, 4)}
     (doubt,) = doubts[4]
     assert doubts[2] == [] and "12 GiB" in doubt["what"] and "2" in doubt["do"]
-
-
-def test_what_other_processes_do_for_a_stage_is_timed(monkeypatch):
-    """The time to annotate and tokenise a stream, and to compile, was not counted."""
-    clocks = {}
-    for how, training in (({"workers": 2}, {}), ({"workers": 0}, {}), ({}, {"compile": True})):
-        stage = Stage("pretrain", {"training": training}, how=how)
-        clocks[json.dumps([how, training])] = rehearsal._clock_of(stage)
-    assert [*clocks.values()] == [time.perf_counter, time.process_time, time.perf_counter]
 
 
 def test_the_peak_of_memory_begins_anew():
@@ -489,6 +491,9 @@ def test_a_sampler_that_always_draws_one_objective_has_known_targets(recipe):
     assert [round(found[arm]["share"], 1) for arm in ("one", "two", "three")] == [0.2, 0.2, 0.5]
 
 
+ELSEWHERE = 60.0
+
+
 def line_of(stage: Stage) -> float:
     """Seconds of a stage that are a line in each number."""
     seconds = 5.0 + 2 * (stage.setting("training.steps") or stage.setting("finetune.steps") or 0)
@@ -498,16 +503,22 @@ def line_of(stage: Stage) -> float:
 
 @pytest.fixture
 def lines(recipe, monkeypatch, tmp_path):
-    """The forecasts of small stages that take the seconds of ``line_of``."""
+    """The forecasts of small stages that take the seconds of ``line_of``, and ``ELSEWHERE`` in
+    other processes.
+    """
     small = Rehearsal(tmp_path / "rehearsal")
-    real = small._run
+    here = {"process": 0.0, "clock": 0.0}
 
-    def run(stage: Stage) -> float:
-        if stage.name not in small._took:
-            real(stage)
-        return line_of(stage)
+    def run(stage: Stage, store: StageStore) -> None:
+        # A compiler would take long.
+        if not stage.setting("training.compile"):
+            run_stage(stage, store)
+        here["process"] += line_of(stage)
+        here["clock"] += line_of(stage) + ELSEWHERE
 
-    monkeypatch.setattr(small, "_run", run)
+    monkeypatch.setattr(rehearsal, "run_stage", run)
+    clocks = {"process_time": lambda: here["process"], "perf_counter": lambda: here["clock"]}
+    monkeypatch.setattr(rehearsal, "time", SimpleNamespace(**clocks))
 
     def rates(kind: str, *overrides: str) -> tuple[Stage, StageRates]:
         forecast = forecast_of(recipe, *overrides)
@@ -524,6 +535,20 @@ def test_the_seconds_of_a_training_are_a_line_through_two_sizes(lines):
     assert rates["start"] == pytest.approx(5.0) and rates["step"] == pytest.approx(2.0)
     rows = rates["judge"] / 0.5
     assert 1 <= rows <= 40
+
+
+@pytest.mark.parametrize(
+    ("asked", "counts"),
+    [
+        (["training.compile=true"], True),
+        (["corpus.stream=true", "training.workers=2"], True),
+        (["corpus.stream=true", "training.workers=0"], False),
+    ],
+)
+def test_what_other_processes_do_for_a_stage_is_timed(lines, asked, counts):
+    """The time to annotate and tokenise a stream, and to compile, was not counted."""
+    _, rates = lines("pretrain", "tasks=[]", "corpus.held_out=0.4", *asked)
+    assert rates["start"] == pytest.approx(5.0 + counts * ELSEWHERE)
 
 
 def test_test_rows_are_answered_once_and_dev_rows_at_every_evaluation(lines):

@@ -322,15 +322,19 @@ def test_an_export_goes_on_where_it_was_interrupted(
     command = ["export", "bundled:wikipedia", "--limit", "30", "--tokenizer", "bundled:encoder"]
     command += ["--max-length", "32", "--epochs", "0-1", "--format", form, "--out"]
     made: list[Any] = []
-    fill = export._Parts._fill
+    write = export.write_folder
 
-    def interrupted(parts: Any, *given: Any) -> None:
-        made.append(given)
-        if len(made) == 3:
-            raise KeyboardInterrupt
-        fill(parts, *given)
+    def interrupted(place: Any, fill: Any) -> None:
+        made.append(place)
 
-    monkeypatch.setattr(export._Parts, "_fill", interrupted)
+        def fill_or_stop(folder: Any) -> None:
+            if len(made) == 3:
+                raise KeyboardInterrupt
+            fill(folder)
+
+        write(place, fill_or_stop)
+
+    monkeypatch.setattr(export, "write_folder", interrupted)
     out = tmp_path / "out"
     assert run(*command, str(out)) == 130
     assert [path.name for path in out.iterdir()] == [".unfinished"]

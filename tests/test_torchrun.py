@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -46,24 +47,32 @@ def test_processes_do_a_task_together_and_end_if_one_fails(tmp_path: Path, recwa
         wait_for(lambda begun=begun: not runs(int(begun.read_text())))
 
 
-def test_what_died_is_the_cause_of_what_failed_after_it() -> None:
+def test_what_died_is_the_cause_of_what_failed_after_it(monkeypatch) -> None:
     """A lost connection was the error of a stage, which was not tried again."""
-    ready, theirs = multiprocessing.Pipe()
-    theirs.send_bytes(pools.answer(pools.message(worker_task, ("raise",))))
-    failed = SimpleNamespace(pipe=ready, receive=ready.recv_bytes)
-    pipe, other = multiprocessing.Pipe()
-    died = Failure("the worker process died (exit code -9)", passing=True)
+    workers: list[Stand] = []
 
-    def lost() -> None:
-        raise died
+    class Stand:
+        """Stands in for a process. The first one fails, and the second one has died before."""
 
-    dead = SimpleNamespace(
-        pipe=pipe, receive=lost, process=SimpleNamespace(poll=lambda: -signal.SIGKILL)
-    )
-    with pytest.raises(Failure) as caught:
-        torchrun._first_answer([failed, dead], SimpleNamespace(number=0))
-    assert caught.value is died
-    other.close()
+        def __init__(self, environment: dict[str, str]):
+            self.died = bool(workers)
+            self.process = Mock(**{"poll.return_value": -signal.SIGKILL if self.died else None})
+            self.pipe, self.theirs = multiprocessing.Pipe()
+            workers.append(self)
+
+        def send(self, task: bytes) -> None:
+            if not self.died:
+                self.theirs.send_bytes(pools.answer(task))
+
+        def receive(self) -> bytes:
+            if self.died:
+                raise Failure("the worker process died (exit code -9)", passing=True)
+            return self.pipe.recv_bytes()
+
+    monkeypatch.setattr(torchrun, "Worker", Stand)
+    with pytest.raises(Failure, match="exit code -9") as caught:
+        launch(2, worker_task, "raise")
+    assert caught.value.passing and len(workers) == 2
 
 
 @pytest.mark.process
@@ -102,12 +111,29 @@ def test_each_task_of_a_local_pool_has_cards_of_its_own(monkeypatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 5)
     seen = []
-    monkeypatch.setattr(pools, "Worker", lambda environment: seen.append(environment))
-    pool = LocalPool(jobs=None, gpu=True, processes=2)
-    assert pool.places == 2
-    for number in (0, 1):
-        pool._worker(number)
-    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in seen] == ["0,1", "2,3"]
+    both_work = threading.Barrier(2)
+
+    class Stand:
+        """Stands in for a process. It answers when both have a task."""
+
+        process = Mock(**{"poll.return_value": None})
+
+        def __init__(self, environment: dict[str, str]):
+            seen.append(environment["CUDA_VISIBLE_DEVICES"])
+
+        def send(self, task: bytes) -> None:
+            self.task = task
+
+        def receive(self) -> bytes:
+            both_work.wait(PATIENCE)
+            return pools.answer(self.task)
+
+    monkeypatch.setattr(pools, "Worker", Stand)
+    with LocalPool(jobs=None, gpu=True, processes=2) as pool:
+        assert pool.places == 2
+        tasks = [pool.submit(len, "a") for _ in range(2)]
+        assert [task.result(PATIENCE) for task in tasks] == [1, 1]
+    assert sorted(seen) == ["0,1", "2,3"]
     for ask in (lambda: LocalPool(jobs=1, gpu=True, processes=6), lambda: launch(6, len, "a")):
         with pytest.raises(MaskwiseError, match="processes=6, 5 GPUs"):
             ask()

@@ -195,7 +195,8 @@ class Rehearsal:
         self.whole: dict[str, Stage] = {}
         self.seconds = 0.0
         self._small: dict[str, Stage | MaskwiseError] = {}
-        self._took: dict[str, float] = {}
+        # Stages with one name may differ in how often they evaluate, and on how many rows.
+        self._took: dict[Stage, float] = {}
         self._counts: dict[str, TextCounts] = {}
         self._warm: set[object] = set()
 
@@ -296,8 +297,8 @@ class Rehearsal:
 
     def _run(self, stage: Stage) -> float:
         """Run a small stage, and return its seconds."""
-        if stage.name in self._took:
-            return self._took[stage.name]
+        if stage in self._took:
+            return self._took[stage]
         kind = stage.kind, stage.what.get("task")
         # The first stage of a kind is slower, because it imports modules, and does not count.
         for _ in range(1 if kind in self._warm else 2):
@@ -308,10 +309,10 @@ class Rehearsal:
             with _one_thread(), quietly(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 run_stage(stage, self.store)
-            self._took[stage.name] = clock() - began
-            self.seconds += self._took[stage.name]
+            self._took[stage] = clock() - began
+            self.seconds += self._took[stage]
         self._warm.add(kind)
-        return self._took[stage.name]
+        return self._took[stage]
 
     def _require_memory(self, small: Stage) -> None:
         """Raise an error if a step needs more memory than this machine has (docs/scaling.md)."""
