@@ -332,6 +332,8 @@ def learn(rng: Random) -> list[str]:
 def adapt(rng: Random) -> list[str]:
     words = ["adapt", replaced(rng, "run/checkpoint", DAMAGED, share=0.3)]
     words += [replaced(rng, "titled.jsonl", FILES, share=0.3), "--steps", "2", "--runs", "1"]
+    # The usual general text has thousands of documents.
+    words += ["--keep", "corpus.jsonl"]
     words += overrides(rng, ["finetune.steps=2", "training.batch_size=4", "corpus.held_out=0.4"])
     more = {"--task": [*TASKS, *FILES], "--arms": [*WORDS, "tsdae,token-15"], "--policy": DAMAGED}
     more |= {
@@ -618,21 +620,26 @@ def a_world() -> Iterator[Path]:
                     os.environ[name] = value
 
 
-def restore(world: Path, spare: Path) -> None:
-    """Make the content of a folder equal to that of its copy."""
-    for path in world.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    copy_all(spare, world)
-
-
-def copy_all(source: Path, target: Path) -> None:
-    for path in source.iterdir():
-        if path.is_fifo():
-            os.mkfifo(target / path.name)
-        elif path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, target / path.name, symlinks=True)
+def restore(world: Path, spare: Path, before: Files, after: Files) -> None:
+    """Make the content of a folder, which was ``before`` and is ``after``, equal to its copy."""
+    changed = [name for name in before | after if before.get(name) != after.get(name)]
+    for name in {name.partition("/")[0] for name in changed}:
+        path = world / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
         else:
-            shutil.copy2(path, target / path.name, follow_symlinks=False)
+            path.unlink(missing_ok=True)
+        if os.path.lexists(spare / name):
+            copy(spare / name, path)
+
+
+def copy(source: Path, target: Path) -> None:
+    if source.is_fifo():
+        os.mkfifo(target)
+    elif source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True)
+    else:
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def run_all(
@@ -648,7 +655,8 @@ def run_all(
     with a_world() as world:
         spare = world.with_name("spare")
         spare.mkdir()
-        copy_all(world, spare)
+        for path in world.iterdir():
+            copy(path, spare / path.name)
         state = contents(world)
         for number in numbers:
             words = command(number)
@@ -658,8 +666,9 @@ def run_all(
             if wrong:
                 bad.append(f"{number} maskwise {shlex.join(words)[:300]!a}: {wrong}")
                 say(bad[-1])
-            if contents(world) != state:
-                restore(world, spare)
+            now = contents(world)
+            if now != state:
+                restore(world, spare, state, now)
                 state = contents(world)
     return counts, bad
 

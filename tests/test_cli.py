@@ -598,6 +598,7 @@ def test_two_runs_do_not_share_a_folder(inputs, tmp_path, monkeypatch, capfd):
         _diverge(folder=folder)
 
     monkeypatch.setattr("maskwise.studies.work.pretrain", meanwhile)
+    monkeypatch.setattr("maskwise.base.folders.RELEASE_SECONDS", 0.1)
     assert maskwise("pretrain", recipe, *SHORT, "--out", out) == 2 and codes == [2, 2]
     said = capfd.readouterr().err
     assert "this process, or one of the same name, works" in said

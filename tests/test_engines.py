@@ -597,6 +597,7 @@ class Jobs:
 @pytest.mark.parametrize("open_executor", [Jobs, ThreadPoolExecutor])
 def test_an_executor_runs_stages(open_executor, plan, tmp_path, monkeypatch):
     monkeypatch.setattr(scheduler, "do_stage", finish_stage)
+    monkeypatch.setattr(pools, "POLL_SECONDS", 0.01)
     assert do(plan, tmp_path, engine=open_executor(), jobs=2) == {}
     assert all(StageStore(tmp_path).result(stage) for stage in plan.stages())
 
@@ -610,6 +611,7 @@ def finish_stage(task: Any, *, store: StageStore, **more: Any) -> dict[str, floa
 def test_a_job_that_is_lost_is_tried_again(plan, tmp_path, monkeypatch):
     monkeypatch.setattr(scheduler, "do_stage", finish_stage)
     monkeypatch.setattr(scheduler, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(pools, "POLL_SECONDS", 0.01)
     assert do(plan, tmp_path / "one", engine=Jobs(lose=2), jobs=1) == {}
     with pytest.raises(MaskwiseError, match=r"RuntimeError: Job 7 has no output$"):
         do(plan, tmp_path / "two", engine=Jobs(lose=3), jobs=1)

@@ -368,8 +368,10 @@ def test_a_model_that_gives_nothing_finite_any_more_is_not_skipped_for_ever(
 
 
 def test_two_runs_in_one_folder_are_refused_and_a_dead_one_s_lock_is_taken_over(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("maskwise.base.folders.RELEASE_SECONDS", 0.1)
+
     def hold() -> None:
         with claim(tmp_path / loop.LOCK, "another run is training here"):
             (tmp_path / "held").touch()

@@ -193,7 +193,10 @@ def _second(folder: Path) -> str:
         return str(error)
 
 
-def test_a_second_process_is_kept_out_until_the_first_is_done(tmp_path: Path) -> None:
+def test_a_second_process_is_kept_out_until_the_first_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "RELEASE_SECONDS", 0.1)
     with claim(tmp_path / ".lock", "another run trains here"):
         assert forked(_second, tmp_path)().startswith(
             f"another run trains here; got process {os.getpid()} on "
@@ -369,8 +372,11 @@ def test_what_a_signal_ended_stays_that_of_the_call(end: BaseException, tmp_path
 
 
 @pytest.mark.process
-def test_processes_use_a_folder_together_or_not_at_all(tmp_path: Path) -> None:
+def test_processes_use_a_folder_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last one that ends finishes the folder, and what ended with an error removes nothing."""
+    monkeypatch.setattr(folders, "RELEASE_SECONDS", 0.1)
     out = tmp_path / "out"
 
     def other(together: bool) -> list[str] | str:

@@ -592,10 +592,10 @@ def test_the_hash_of_inputs_depends_on_every_file(recipe, tmp_path):
         assert changed != texts
         file.write_text(changed)
         # A process reads evaluation sets only once.
-        stages._contents.cache_clear()
+        stages._measures.cache_clear()
         assert inputs() != before
         file.write_text(texts)
-        stages._contents.cache_clear()
+        stages._measures.cache_clear()
         assert inputs() == before
 
 

@@ -491,24 +491,26 @@ def evaluate_stage(
         apart: whether to read only documents that choose no state (``rows.is_dev``).
     """
     settings = recipe.evaluation
-    what: Plain = {
-        "evaluation": settings.model_dump(mode="json"),
-        "content": _contents(settings),
-    }
+    contents, of_documents = _measures(settings)
+    what: Plain = {"evaluation": settings.model_dump(mode="json"), "content": contents}
     if apart:
         what["documents"] = "verdict"
     how: Plain = {}
     # The text is part of the name through its prepared rows. Rows of Python may have been moved
     # since these were prepared, so where the text is now is not read from their folder.
-    if reads_documents(load_measures(settings).values()):
+    if of_documents:
         how = {key: prepared.what[key] for key in ("corpus", "corpus_content")}
     return _stage_on("evaluate", recipe, what, prepared, pretrained, how)
 
 
 @cache
-def _contents(settings: EvaluationSettings) -> dict[str, str]:
-    """Return hashes of the measures that an evaluation names, computed once for all runs."""
-    return {name: measure.content() for name, measure in load_measures(settings).items()}
+def _measures(settings: EvaluationSettings) -> tuple[dict[str, str], bool]:
+    """Return hashes of the measures that an evaluation names, and whether one of them reads the
+    documents of held-out text. They are loaded once for all runs.
+    """
+    measures = load_measures(settings)
+    contents = {name: measure.content() for name, measure in measures.items()}
+    return contents, reads_documents(measures.values())
 
 
 def finetune_stage(
