@@ -158,31 +158,50 @@ def put(settings: Plain, name: str, value: Any, *, clear: bool = True) -> None:
     if name.startswith("study.gate.") and isinstance(settings.get("study.gate"), list | tuple):
         settings["study.gate.contrast"] = settings.pop("study.gate")
     for group, rest in _splits(name):
-        before = settings.get(group)
-        # Several objectives replace the name of one, but a mix does not replace a single source.
-        has_entries = isinstance(before, Mapping) or group.endswith("objective")
-        changed: Any
-        if LAYERS.fullmatch(group) and isinstance(before or {}, Mapping):
-            changed = dict(before or {})
-            put(changed, rest, value, clear=clear)
-        elif isinstance(before, list | tuple):
-            changed = _with_item(before, rest, value, name)
-        elif group in settings and has_entries and SINGLE_VALUES.search(group):
-            changed = _with_entry(before, rest, value)
-        elif before is None or before == {}:
-            # There is no such group, or it has no settings yet.
-            settings.pop(group, None)
-            continue
-        else:
-            raise _no_group(name, group)
-        settings[group] = changed
-        return
+        whole = _with_part(settings, group, rest, value, clear=clear)
+        if whole is not None:
+            settings[group] = whole
+            return
+        # Nobody has given the group a value, or one without settings, which now has some.
+        settings.pop(group, None)
     below = [key for key in settings if key.startswith(f"{name}.")]
     if value == {} and below and not clear:
         return
     for key in below:
         del settings[key]
     settings[name] = value
+
+
+def _with_part(settings: Plain, group: str, rest: str, value: Any, *, clear: bool) -> Any:
+    """Return a group of a layer that is one value, such as an arm, with another value in it.
+
+    Args:
+        settings: the layer.
+        group: the name of the group.
+        rest: the dotted name within the group.
+        value: the new value.
+        clear: see ``put``.
+
+    Returns:
+        The group; None if its settings are entries of the layer, or if it has none.
+
+    Raises:
+        MaskwiseError: the group is a value that has no parts.
+    """
+    before = settings.get(group)
+    if LAYERS.fullmatch(group) and isinstance(before or {}, Mapping):
+        own = dict(before or {})
+        put(own, rest, value, clear=clear)
+        return own
+    if isinstance(before, list | tuple):
+        return _with_item(before, rest, value, f"{group}.{rest}")
+    # Several objectives replace the name of one, but a mix does not replace a single source.
+    has_entries = isinstance(before, Mapping) or group.endswith("objective")
+    if group in settings and has_entries and SINGLE_VALUES.search(group):
+        return _with_entry(before, rest, value)
+    if before is None or before == {}:
+        return None
+    raise _no_group(f"{group}.{rest}", group)
 
 
 def _with_entry(entries: Any, name: str, value: Any) -> Plain:
@@ -418,25 +437,34 @@ def with_overrides(settings: Plain, texts: Iterable[str]) -> Plain:
     {'study.arms.a': {}, 'tasks': []}
     """
     given = [*_given(texts)]
-    found = dict(settings)
-    for key, value in given:
-        is_group = isinstance(value, Mapping) and bool(value)
-        if key == "model" and is_group and {"architecture", "pretrained"} & {*value}:
-            # The settings of one model mean nothing for another.
-            found = {name: each for name, each in found.items() if not name.startswith("model.")}
-        if key == "study.arms" and is_group:
-            others = NAMES_ARMS if arms_in(found).keys().isdisjoint(value) else ()
-            found = _without_arms(found, ("arms", *others))
     arms = arms_in(settings).keys()
     left = _arms_left([*arms], given)
-    # The search grid of a single arm goes with the arm.
-    gone = {f"{group}{name}" for name in arms - {*left} for group in (ARMS, "study.search.own.")}
-    found = {name: each for name, each in found.items() if name not in gone}
+    found = _without_replaced(settings, given)
+    for arm in arms - {*left}:
+        found.pop(f"{ARMS}{arm}", None)
+        # The search grid of a single arm goes with the arm.
+        found.pop(f"study.search.own.{arm}", None)
     changes: Plain = {}
     for key, value in given:
         if not _chooses_arms(key, value, arms):
             _add(changes, key, value)
     return applied(found, changes, clear=True)
+
+
+def _without_replaced(settings: Plain, given: Iterable[tuple[str, Any]]) -> Plain:
+    """Return a layer without the model and the arms that overrides replace as a whole."""
+    found = dict(settings)
+    for key, value in given:
+        if not isinstance(value, Mapping) or not value:
+            continue
+        if key == "model" and {"architecture", "pretrained"} & value.keys():
+            # The settings of one model mean nothing for another.
+            found = {name: each for name, each in found.items() if not name.startswith("model.")}
+        elif key == "study.arms":
+            # Without any of the former arms, nothing that names them has a meaning.
+            is_new = arms_in(found).keys().isdisjoint(value)
+            found = _without_arms(found, ("arms", *NAMES_ARMS) if is_new else ("arms",))
+    return found
 
 
 def _given(texts: Iterable[str]) -> Iterator[tuple[str, Any]]:
