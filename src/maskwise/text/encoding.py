@@ -103,14 +103,12 @@ def _encoded(
         max_length = whole_number("max_length", max_length, least=1)
     if not isinstance(split, bool | np.bool_):
         raise MaskwiseError("split is not valid", got=split, allowed="True or False")
-    names = []
     if ids is None:
         # Equal texts have equal ids, and therefore equal masks.
         names = list(map(text_id, texts))
     else:
-        if isinstance(ids, Iterator | range):
-            ids = list(ids)
-        names = whole_numbers("ids", ids, shape=(len(texts),), wraps=True).tolist()
+        given = list(ids) if isinstance(ids, Iterator | range) else ids
+        names = whole_numbers("ids", given, shape=(len(texts),), wraps=True).tolist()
     if not texts:
         return []
     if split and max_length is None:
@@ -139,19 +137,7 @@ def _encoded(
             f"{longer:,} of {len(texts):,} texts are longer than the model's {limit:,} tokens and "
             f"were not cut; pass max_length={limit}, and split=True to lose nothing"
         )
-    # Each text has words 0, 1, …. The number of the text, in the upper bits, makes them distinct.
-    numbers = columns["word_ids"]
-    apart = np.where(numbers < 0, -1, numbers + (owners(sizes) << 32))
-    _warn_of_letters(columns["input_ids"], apart, tokenizer.unk_token_id)
-    note = dna_note(tokenizer, texts)
-    if note:
-        _warn(note)
-    control = [name for name in special_names(tokenizer) if texts_with([name], texts)]
-    if control:
-        _warn(
-            f"{texts_with(control, texts):,} of {len(texts):,} texts contain {', '.join(control)}, "
-            "which is read as plain text and not as a special token"
-        )
+    _warn_of_texts(tokenizer, texts, sizes, columns)
     room = int(sizes.max(initial=1))
     if max_length is not None and (lengths > max_length).any():
         room = max_length - len(before) - len(after)
@@ -161,7 +147,7 @@ def _encoded(
                 got=max_length,
                 allowed=f"> {len(before) + len(after)}",
             )
-    parts, halved = _parts(numbers, sizes, room, split)
+    parts, halved = _parts(columns["word_ids"], sizes, room, split)
     # Half a word must never be masked as a word or span. Tokens of a prompt must stay visible.
     for column, values in columns.items():
         if values.dtype.kind == "i" and column not in ("prompt", "input_ids"):
@@ -182,6 +168,32 @@ def _encoded(
             Truncated,
         )
     return made
+
+
+def _warn_of_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], sizes: Ints, columns: Columns
+) -> None:
+    """Warn of texts that the tokenizer seems not to be made for.
+
+    Args:
+        tokenizer: the tokenizer.
+        texts: the texts.
+        sizes: (N,) the number of tokens of each text.
+        columns: the tokens of all texts, and their words.
+    """
+    # Each text has words 0, 1, …. The number of the text, in the upper bits, makes them distinct.
+    words = columns["word_ids"]
+    apart = np.where(words < 0, -1, words + (owners(sizes) << 32))
+    _warn_of_letters(columns["input_ids"], apart, tokenizer.unk_token_id)
+    note = dna_note(tokenizer, texts)
+    if note:
+        _warn(note)
+    control = [name for name in special_names(tokenizer) if texts_with([name], texts)]
+    if control:
+        _warn(
+            f"{texts_with(control, texts):,} of {len(texts):,} texts contain {', '.join(control)}, "
+            "which is read as plain text and not as a special token"
+        )
 
 
 def _parts(
