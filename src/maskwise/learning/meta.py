@@ -793,4 +793,4 @@ def losses_of(
             "the tokenizer has no mask token and no sentinel",
             do="set tokenizer.sentinels, or use a tokenizer with [MASK]",
         )
-    return Losses(RelaxedDenoising(model, mask), kind.objective(task_model))
+    return Losses(RelaxedDenoising(model, mask), task.objective(task_model))

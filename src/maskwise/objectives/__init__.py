@@ -155,6 +155,7 @@ __getattr__ = on_first_use(
         "Classification": "base",
         "Loss": "base",
         "MultiLabel": "base",
+        "InBatchNegatives": "base",
         "MultipleChoice": "base",
         "Objective": "base",
         "Regression": "base",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
 
 from maskwise.base.constants import Kind
 from maskwise.base.devices import TensorDict, Tensors
@@ -457,6 +457,23 @@ def encoded(model: PreTrainedModel, batch: Batch) -> Tensor:
     return encoder_of(model)(**model_inputs(model, batch)).last_hidden_state
 
 
+def pooled(states_BLH: Tensor, attention_BL: Tensor, pooling: str) -> Tensor:
+    """(B, H): one vector for each text, of the states of its tokens.
+
+    Args:
+        pooling: "mean" for the mean over all tokens, including special tokens, as in
+            sentence-transformers; "cls" for the first token; "last" for the last one, the only one
+            that sees a whole text in a decoder.
+    """
+    if pooling == "cls":
+        return states_BLH[:, 0]
+    if pooling == "last":
+        rows = torch.arange(len(states_BLH), device=states_BLH.device)
+        return states_BLH[rows, attention_BL.sum(1) - 1]
+    real = attention_BL.unsqueeze(-1)
+    return (states_BLH * real).sum(1) / real.sum(1)
+
+
 # Objectives of downstream tasks
 
 
@@ -562,3 +579,42 @@ class SpanQuestionAnswering(Classification):
         out = self.model(**self.inputs(batch))
         both = torch.stack([out.start_logits, out.end_logits], dim=1)
         return both.masked_fill(batch["attention_mask"].unsqueeze(1) == 0, -math.inf)
+
+
+class InBatchNegatives(Classification):
+    """Cross-entropy of the text that belongs to a query, among the texts of the batch.
+
+    Formula: sum over queries i of −log(exp(cos(q_i, p_i) / T) / Σ over j of
+        exp(cos(q_i, p_j) / T)), where j is i, or a row whose text is a wrong answer to query i.
+    Inputs: a mapping with the model's inputs for B texts; the same for B queries, in names that
+        begin with ``query_``; ``wrong`` (B, B), whether text j is a wrong answer to query i; and
+        ``labels`` (B,), the number of the text of each query.
+    Requirements: ``models.load_task_model`` with the head ``embedding``, and two rows or more, as
+        every other text is a negative one. Micro-batches and ranks have negatives of their own.
+    Source: Henderson et al. 2017 (arXiv 1705.00652), section 4.4, with cosines and a temperature
+        (``MultipleNegativesRankingLoss`` of sentence-transformers, whose scale is 1 / T).
+    """
+
+    def __init__(self, model: PreTrainedModel, *, pooling: str = "mean", temperature: float = 0.05):
+        super().__init__(model)
+        self.pooling = pooling
+        self.temperature = temperature
+
+    def forward(self, batch: Tensors) -> Loss:
+        own = batch["labels"]
+        if len(own) < 2:
+            raise MaskwiseError(
+                "a query needs the texts of other rows as wrong answers",
+                got="batches of one row",
+                do="set finetune.batch_size to 2 or more",
+            )
+        queries, passages = (self.vectors(batch, prefix) for prefix in ("query_", ""))
+        rivals = batch["wrong"].scatter(1, own.unsqueeze(1), True)
+        scores = (queries @ passages.T / self.temperature).masked_fill(~rivals, -math.inf)
+        return Loss.of(cross_entropy(scores, own, reduction="none"))
+
+    def vectors(self, batch: Tensors, prefix: str) -> Tensor:
+        """(B, H): the vectors of queries or of texts, of length 1."""
+        attention = batch[f"{prefix}attention_mask"]
+        out = self.model(input_ids=batch[f"{prefix}input_ids"], attention_mask=attention)
+        return normalize(pooled(unrounded(out.last_hidden_state), attention, self.pooling), dim=1)

@@ -876,8 +876,8 @@ def row_sizes(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         # Take rows from all parts of the file, because files may be sorted.
         every = -(-len(rows) // MEASURED_ROWS) or 1
         texts += [row.texts for row in rows[::every]]
-    # Tasks without fine-tuning embed the texts of a row one by one.
-    if task.frozen:
+    # Texts that become vectors are read one by one.
+    if task.frozen or task.kind.pools:
         texts = [(text,) for text in chain.from_iterable(texts)]
     sizes: list[int] = []
     for number in (1, 2):

@@ -32,7 +32,7 @@ from maskwise.results.measurements import Measurement, unit_of
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.metrics import bootstrap_interval, compact, error_of_items
 from maskwise.tasks.settings import FinetuneSettings, Score, TaskRecord
-from maskwise.tasks.task import Answers, Task
+from maskwise.tasks.task import CORPUS, Answers, Task
 from maskwise.tasks.tensors import (
     Data,
     Flat,
@@ -431,21 +431,23 @@ def finetune(
     if task.frozen:
         check_length(task, tokenizer, max_length)
         torch.nn.Module.to(network, best_device())
-        texts = {
-            split: encode_texts(
-                [*chain.from_iterable(row.texts for row in rows)], tokenizer, max_length=max_length
-            )
+        read = {
+            split: [*chain.from_iterable(row.texts for row in rows)]
             for split, rows in task.splits.items()
-            if rows
+        }
+        read[CORPUS] = [*task.kind.corpus]
+        texts = {
+            name: encode_texts(each, tokenizer, max_length=max_length)
+            for name, each in read.items()
+            if each
         }
         notes = warn_of_cuts(task, {split: flat.notes("texts") for split, flat in texts.items()})
         answers, chosen = _frozen_answers(task, texts, partial(embed, network))
         notes += chosen
     else:
-        assert task.kind.objective is not None
         training = settings.training(task, seed=seed)
         data = encode(task, tokenizer, max_length=max_length)
-        objective = task.kind.objective(network)
+        objective = task.objective(network)
         notes = warn_of_cuts(task, {split: part.notes() for split, part in data.items()})
         if majority is None:
             majority = data["test"].chance(data["train"])

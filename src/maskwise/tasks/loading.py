@@ -84,7 +84,7 @@ from maskwise.tasks.splits import (
     task_groups_note,
 )
 from maskwise.tasks.suggest import suggest
-from maskwise.tasks.task import Row, Task, TaskKind, TaskRows, all_classes
+from maskwise.tasks.task import CORPUS, Row, Task, TaskKind, TaskRows, all_classes
 from maskwise.text.documents import group_key
 from maskwise.text.opening import is_utf8
 from maskwise.text.source import NOT_UTF8
@@ -227,7 +227,8 @@ def _load(spec: str, given: Mapping[str, Any], card: str | None) -> Task:
     if spec.startswith("hf:"):
         return _read_task(asked)
     # A study loads the same task in many places.
-    key = repr((spec, sorted(given.items()), card, state_of_files(spec)))
+    more = state_of_files(given[CORPUS]) if CORPUS in given else None
+    key = repr((spec, sorted(given.items()), card, state_of_files(spec), more))
     if key not in _LOADED:
         if len(_LOADED) == MOST_LOADED:
             del _LOADED[next(iter(_LOADED))]
@@ -642,7 +643,7 @@ def _refuse_idle(asked: TaskArguments, kind: TaskKind) -> None:
         idle[role] = getattr(asked, role), f"rows of {kind.name} have no {role} column"
     if not kind.needs_train:
         idle["train_rows"] = asked.train_rows, f"{kind.name} trains nothing"
-    if not kind.frozen and asked.pooling != "mean":
+    if not kind.frozen and asked.pooling != "mean" and (not kind.pools or asked.pooling == "dev"):
         idle["pooling"] = asked.pooling, f"{kind.name} trains the encoder"
     for name, (value, why) in idle.items():
         if value is not None:

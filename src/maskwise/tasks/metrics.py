@@ -105,6 +105,18 @@ def recall_at_1(gold: ArrayLike, answer: ArrayLike) -> float:
     return float(np.mean(np.asarray(answer) == 1))
 
 
+def ndcg_at_10(gold: ArrayLike, answer: ArrayLike) -> float:
+    """Return the mean of 1 / log₂(1 + rank). A rank above 10 contributes 0.
+
+    This is the normalised discounted cumulative gain of queries with one relevant text.
+
+    Source: Järvelin and Kekäläinen 2002, section 2.2.
+    """
+    ranks = np.asarray(answer, dtype=np.float64)
+    gains = 1 / np.log2(1 + np.maximum(ranks, 1))
+    return float(np.where((ranks >= 1) & (ranks <= 10), gains, 0.0).mean())
+
+
 def matthews(gold: ArrayLike, answer: ArrayLike) -> float:
     """Return Matthews' correlation of classes, in [−1, 1], or 0 if gold or answer is constant.
 
@@ -436,6 +448,7 @@ _BUILT_IN: dict[str, Callable[..., float]] = {
     "label-macro-f1": label_macro_f1,
     "mrr": mean_reciprocal_rank,
     "recall-at-1": recall_at_1,
+    "ndcg-at-10": ndcg_at_10,
     ENTITY_F1: entity_f1,
     "spearman": spearman,
     "pearson": pearson,

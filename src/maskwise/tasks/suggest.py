@@ -36,6 +36,8 @@ from maskwise.tasks.kinds.classes import (
     TOKEN_CLASSIFICATION,
     WORDS,
 )
+from maskwise.tasks.kinds.embeddings import PAIRS as QUERIES
+from maskwise.tasks.kinds.embeddings import RETRIEVAL
 from maskwise.tasks.kinds.questions import MULTIPLE_CHOICE, QUESTION_ANSWERING
 from maskwise.tasks.kinds.written import GENERATION
 from maskwise.tasks.task import TaskKind
@@ -92,6 +94,14 @@ def _kind_of(records: Records, given: ColumnNames) -> TaskKind:
         return QUESTION_ANSWERING
     if not (given.text or given.label) and any({*pair} <= names for pair in TOGETHER):
         return GENERATION
+    # Titles and texts are the columns of a corpus.
+    queries = any({*pair} <= names for pair in QUERIES if pair != ("title", "text"))
+    if (
+        queries
+        and not given.label
+        and not first_in((*SEVERAL_COLUMNS.label, *NUMBER_COLUMNS), first)
+    ):
+        return RETRIEVAL
     _, pair = pair_in(first, given, PAIRS)
     if pair in first:
         label = given.label or first_in(("label", *SCORE_COLUMNS), first)

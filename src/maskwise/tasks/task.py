@@ -40,7 +40,7 @@ from maskwise.text.tables import FieldValues
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from maskwise.base.constants import Kind as Family
     from maskwise.objectives.base import Objective
@@ -54,6 +54,8 @@ Answers: TypeAlias = ArrayLike | Sequence[object]
 TaskRows: TypeAlias = Sequence[Any]
 KindSettings: TypeAlias = Mapping[str, Any]
 Floats: TypeAlias = NDArray[np.float64]
+CORPUS = "corpus"
+"""The name of texts that are in no split (``TaskKind.corpus``)."""
 # Fields of rows that no model reads and no score depends on.
 _UNREAD = ("relation", "passage")
 
@@ -138,8 +140,11 @@ class TaskKind:
 
     head: str = "embedding"
     """The head on the encoder: a key in ``models.TASK_MODELS``."""
-    objective: type[Objective] | None = None
-    """The training loss."""
+    objective: Callable[..., Objective] | None = None
+    """The training loss: a function of the model."""
+    pools: bool = False
+    """Whether the objective makes one vector of the states of a text, so that it takes an argument
+    ``pooling``."""
     encode: Callable[[Task, str, Cutter], Data] | None = None
     """Converts a split to tensors with the tokenizer of the cutter. Every call gets a new cutter,
     so the function may change the tokenizer's truncation."""
@@ -175,6 +180,8 @@ class TaskKind:
     least_tokens: tuple[bool, int] | None = None
     """(Whether a row is a pair, the least number of tokens in a row without special tokens). By
     default, there is at least one token for each text of a row."""
+    corpus: Names = field(default=(), repr=False)
+    """Further texts that are embedded; their vectors have the key ``CORPUS``."""
     settings: KindSettings = field(default_factory=dict)
     """Settings of the kind that affect scores."""
     make: Callable[..., TaskKind] | None = None
@@ -224,8 +231,9 @@ class Task:
             the kind was given, or if the rows never change.
         skipped: the number of dropped rows, keyed by "split: reason".
         notes: notes on columns and labels, and on the origin of the splits.
-        pooling: how a frozen encoder's token vectors become one vector: "mean", "cls", "last", or
-            "dev" to use whichever of the first two scores better on dev.
+        pooling: how token vectors become the vector of a text, if the kind needs one: "mean",
+            "cls", "last", or, with a frozen encoder, "dev" to use whichever of the first two scores
+            better on dev.
 
     >>> from maskwise.tasks.loading import load_task
     >>> task = load_task("ud-pos(train_rows=40)")
@@ -266,7 +274,7 @@ class Task:
         rows = [list(self.splits[split]) for split in SPLITS]
         content: list[object] = [self.kind.name, self.metric, self.labels, rows]
         # Recorded fingerprints must not change, so these fields are added only if they are used.
-        if self.frozen:
+        if self.frozen or self.kind.pools:
             content.append(self.pooling)
         if self.kind.settings:
             content.append(dict(self.kind.settings))
@@ -329,6 +337,12 @@ class Task:
             fields["id2label"] = dict(enumerate(self.labels))
             fields["label2id"] = dict(self.numbers)
         return {**fields, **self.kind.config}
+
+    def objective(self, network: PreTrainedModel) -> Any:
+        """Return the training loss of a model."""
+        assert self.kind.objective is not None
+        more = {"pooling": self.pooling} if self.kind.pools else {}
+        return self.kind.objective(network, **more)
 
     # Scores
 

@@ -27,7 +27,7 @@ from maskwise.masking.batch import IGNORE, moved
 from maskwise.masking.draws import fold, permutation
 from maskwise.models.families import evaluating
 from maskwise.models.loading import end_token
-from maskwise.objectives.base import Classification
+from maskwise.objectives.base import Classification, pooled
 from maskwise.tasks.metrics import LOST
 from maskwise.tasks.splits import SPLITS
 from maskwise.tasks.task import Answers, Task, TaskRows
@@ -277,7 +277,12 @@ class TaskSource:
 
     def facts(self, batches: Sequence[TaskBatch]) -> dict[str, float]:
         """Return sums over the rows of batches: tokens, and tokens with padding."""
-        masks = [batch["attention_mask"] for batch in batches]
+        masks = [
+            inputs
+            for batch in batches
+            for name, inputs in batch.items()
+            if name.endswith("attention_mask")
+        ]
         return {
             "tokens": float(sum(int(mask.sum()) for mask in masks)),
             "positions": float(sum(map(torch.numel, masks))),
@@ -500,9 +505,7 @@ def embed(network: PreTrainedModel, flat: Flat, *, pooling: str = "mean") -> Ten
     Args:
         network: an encoder without a head.
         flat: the texts (``encode_texts``).
-        pooling: "mean" for the mean of the last layer over all tokens, including special tokens, as
-            in sentence-transformers; "cls" for the first token; "last" for the last one, the
-            only one that sees a whole text in a decoder.
+        pooling: see ``objectives.base.pooled``.
 
     Raises:
         MaskwiseError: an embedding is not finite.
@@ -513,14 +516,7 @@ def embed(network: PreTrainedModel, flat: Flat, *, pooling: str = "mean") -> Ten
             attention = batch["attention_mask"]
             output = network(input_ids=batch["input_ids"], attention_mask=attention)
             states = output.last_hidden_state.float()
-            if pooling == "cls":
-                pooled = states[:, 0]
-            elif pooling == "last":
-                pooled = states[torch.arange(len(states)), attention.sum(1) - 1]
-            else:
-                real = attention.unsqueeze(-1)
-                pooled = (states * real).sum(1) / real.sum(1)
-            vectors[rows] = pooled.cpu()
+            vectors[rows] = pooled(states, attention, pooling).cpu()
     # Without this check, an embedding that is NaN would silently count as a wrong answer.
     if not vectors.isfinite().all():
         what = "the model's embeddings are not finite numbers"

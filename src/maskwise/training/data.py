@@ -201,8 +201,12 @@ def lengths_of(batches: Sequence[AnyBatch]) -> Lengths:
             read.append(lengths.read)
             written.append(lengths.written)
         elif "input_ids" in batch:
-            present = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-            read.append(present.sum(-1).numpy())
+            # A row may have several texts, such as a query and its text.
+            for name, ids in batch.items():
+                if name.endswith("input_ids"):
+                    mask = f"{name.removesuffix('input_ids')}attention_mask"
+                    present = batch.get(mask, torch.ones_like(ids))
+                    read.append(present.sum(-1).numpy())
             # If the labels are a text, a decoder writes it.
             targets = (batch["labels"] != IGNORE).view(len(batch["labels"]), -1)
             written.append(targets.sum(-1).numpy())
