@@ -1,17 +1,19 @@
-"""Causal language modelling over encoders: what follows a token is never seen, and is what must be
-said.
-"""
+"""Causal language modelling: what follows a token is never seen, and is what must be said."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from maskwise.base.errors import MaskwiseError
 from maskwise.models.families import ENCODERS, masked_logits
+from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import CausalLanguageModelling, MaskedLanguageModelling
 from maskwise.objectives.denoising import NextTokens
 from maskwise.recipe import read_recipe
@@ -19,7 +21,7 @@ from maskwise.studies import make_plan, run_stage, run_study
 from maskwise.studies.store import StageStore
 from maskwise.text import Rows
 from test_attention import SEPARATING, TEXTS, build, rows, tokenizer  # noqa: F401 (fixtures)
-from tiny import maskwise, read_lines, write_inputs
+from tiny import maskwise, read_lines, write_inputs, write_lines
 
 THREE = [0, 1, 2]
 
@@ -150,3 +152,97 @@ def test_the_last_token_of_a_text_without_a_frame_has_no_next_one(tokenizer):  #
         for number in range(2)
     ]
     assert masker(texts, epoch=0).labels.tolist() == [[ordinary + 1, ordinary + 2, -100]] * 2
+
+
+# Decoders
+# -------------------------------------------------------------------------------------------
+
+DECODER = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 32,
+}
+
+
+def small(family: str) -> dict[str, Any]:
+    plain = AutoConfig.for_model(family)
+    return {name: value for name, value in DECODER.items() if hasattr(plain, name)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("layout", ["joined", "document"])
+def test_a_decoder_predicts_the_tokens_of_a_text_alone(family, layout, tokenizer, rows):  # noqa: F811
+    config = new_config(family, tokenizer, 48, **small(family))
+    model = new_model(config, seed=3).eval()
+    batch = next_tokens(tokenizer, rows, layout)
+    loss = CausalLanguageModelling(model)(batch)
+    total, count = 0.0, 0
+    kept = torch.ones_like(batch.input_ids)
+    if batch.attention_mask is not None:
+        kept = batch.attention_mask
+    for ids, present in zip(batch.input_ids, kept.bool(), strict=True):
+        text = ids[present]
+        logits = model(input_ids=text[None]).logits[0]
+        for place, token in enumerate(text[1:].tolist()):
+            if token not in tokenizer.all_special_ids:
+                total -= float(logits[place].log_softmax(-1)[token])
+                count += 1
+    assert int(loss.divisor) == count > 20
+    assert float(loss.total) == pytest.approx(total, rel=1e-4)
+
+
+def test_a_new_decoder_is_trained_and_is_an_arm_beside_an_encoder_made_from_it(tmp_path, capfd):
+    recipe = write_inputs(tmp_path)
+    settings = yaml.safe_load(recipe.read_text())
+    settings |= {
+        "model": {"architecture": "llama", "settings": small("llama")},
+        "objective": "clm",
+        "evaluation": {"masks": []},
+    }
+    del settings["study"], settings["tasks"]
+    recipe.write_text(json.dumps(settings))
+    out = tmp_path / "decoder"
+    assert maskwise("pretrain", recipe, "training.steps=30", "--out", out) == 0
+    lines = [line for line in read_lines(out / "metrics.jsonl") if line["kind"] == "train"]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    AutoModelForCausalLM.from_pretrained(out / "checkpoint")
+    assert "AutoModelForCausalLM" in (out / "checkpoint" / "README.md").read_text()
+    capfd.readouterr()
+    # What it cannot do is refused before anything is written.
+    for change, said in (
+        ("objective=mlm", "a decoder reads earlier tokens only.*objective: clm"),
+        ("evaluation.masks=token", "fills no masks.*evaluation.masks="),
+    ):
+        assert maskwise("pretrain", recipe, change, "--out", tmp_path / "refused") == 2
+        assert re.search(said, capfd.readouterr().err)
+        assert not (tmp_path / "refused").exists()
+    pairs = [{"query": f"a{n}", "passage": f"a{n} b"} for n in range(40)]
+    write_lines(tmp_path / "pairs.jsonl", pairs)
+    arms = {
+        "both": {"model.changes": "bidirectional()", "objective": "mntp"},
+        "causal": {"objective": "clm"},
+    }
+    settings |= {
+        "model": {"pretrained": str(out / "checkpoint")},
+        "training": {"steps": 2, "batch_size": 4, "eval_every": 0},
+        "tasks": [
+            f"{tmp_path}/pairs.jsonl(kind=retrieval, fine_tuned={tuned}, pooling={pooling}, "
+            f"name={pooling}-{tuned})"
+            for pooling in ("mean", "last")
+            for tuned in ("true", "false")
+        ],
+        "finetune": {"steps": 2, "seeds": 1, "max_length": 16},
+        "study": {"seeds": 1, "arms": arms, "contrasts": [["both", "causal"]]},
+    }
+    del settings["objective"], settings["tokenizer"]
+    measured = read_recipe(settings, ["evaluation.measures=pseudo-perplexity(4)"])
+    with pytest.raises(MaskwiseError, match=r"fills no masks.*evaluation\.measures="):
+        run_study(measured, tmp_path / "out", jobs=1)
+    result = run_study(read_recipe(settings), tmp_path / "out", jobs=1)
+    assert not result["failures"]
+    lines = read_lines(tmp_path / "out" / "records.jsonl")
+    scores = {(line["arm"], line["measure"]) for line in lines if line["kind"] == "task"}
+    assert len(scores) == 3 * 4

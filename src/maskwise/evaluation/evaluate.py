@@ -192,6 +192,8 @@ def evaluate(
     if isinstance(measures, EvaluationSettings):
         measures = load_measures(measures).values()
     measures = [*measures]
+    if not measures:
+        return []
     if isinstance(checkpoint, str | Path):
         model = load_model(checkpoint, kind=None)
         nn.Module.to(model, best_device())

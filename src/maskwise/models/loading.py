@@ -135,7 +135,8 @@ def new_config(
 
     Args:
         architecture: transformers' ``model_type`` of an encoder with an MLM head, such as bert or
-            modernbert, or of an encoder–decoder, such as bart or t5.
+            modernbert, of an encoder–decoder, such as bart or t5, or of a decoder, such as llama,
+            which counts as an encoder and is trained by objective ``clm`` alone.
         kind: the required kind of model.
         fields: fields of the configuration, such as hidden_size.
 
@@ -147,7 +148,9 @@ def new_config(
 
     if architecture in CONFIG_MAPPING:
         require_kind(AutoConfig.for_model(architecture), kind, use=_USES[kind])
-    require_known("architecture", architecture, architectures(kind))
+    decodes = architecture in CONFIG_MAPPING and is_decoder(AutoConfig.for_model(architecture))
+    if not (decodes and kind == "encoder"):
+        require_known("architecture", architecture, architectures(kind))
     check_counts(fields)
     plain = AutoConfig.for_model(architecture)
     _require_fields(plain, fields)
@@ -403,9 +406,12 @@ def weights_of(config: PreTrainedConfig) -> int:
 
 def language_model(config: PreTrainedConfig) -> AutoClass:
     """Return transformers' class of language models for this configuration."""
-    return auto_class(
-        "causal-lm" if is_decoder(config) else LANGUAGE_MODELS[adapter_of(config).kind]
-    )
+    return auto_class(language_head(config))
+
+
+def language_head(config: PreTrainedConfig) -> str:
+    """Return the head of language models with this configuration, a key of ``TASK_MODELS``."""
+    return "causal-lm" if is_decoder(config) else LANGUAGE_MODELS[adapter_of(config).kind]
 
 
 def build_model(config: PreTrainedConfig, auto: AutoClass = None) -> PreTrainedModel:
@@ -662,6 +668,7 @@ def load_model(
     log_unigram: Tensor | None = None,
     config: PreTrainedConfig | None = None,
     changed: Callable[[PreTrainedModel], PreTrainedModel] | None = None,
+    causal: bool = False,
 ) -> PreTrainedModel:
     """Load a pre-trained language model in float32.
 
@@ -672,6 +679,7 @@ def load_model(
         log_unigram: (V,) the log frequencies of tokens, as the initial output bias of a new head.
         config: the configuration to use instead of the checkpoint's configuration.
         changed: a function that changes the model of the checkpoint, before a new head starts.
+        causal: whether a decoder may read earlier tokens only.
 
     Raises:
         MaskwiseError: the name cannot be loaded, the model is of a different kind, the checkpoint
@@ -685,7 +693,7 @@ def load_model(
         model, lacking = _load_whole(auto, name, config=config)
         if changed is not None:
             model = changed(model)
-    if is_decoder(model.config):
+    if is_decoder(model.config) and not causal:
         require_sees_later(model)
     if lacking and seed is None:
         raise MaskwiseError(

@@ -31,6 +31,7 @@ from maskwise.masking.gather import UserRows
 from maskwise.masking.line import Line
 from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.models.attention import reads_ragged_rows
+from maskwise.models.decoders import is_decoder
 from maskwise.models.families import Decoder, Inputs, adapter_of, encoder_of
 from maskwise.models.flops import Work, encoder_attention, encoder_weights, multiplied_weights
 
@@ -136,6 +137,10 @@ class Objective(nn.Module, ABC):
 
     alone = False
     """Whether the objective trains a language model, so that a recipe may have no other."""
+
+    causal = False
+    """Whether each token is predicted from earlier tokens alone, so that a decoder is trained as it
+    is (``models.decoders.is_decoder``)."""
 
     predicts_next = False
     """Whether the objective trains a decoder that sees later tokens (``families.Decoder``)."""
@@ -321,6 +326,12 @@ class Objective(nn.Module, ABC):
 def require_fitting_head(kind: type[Objective], config: PreTrainedConfig) -> None:
     """Raise ``MaskwiseError`` if an objective cannot train models of a configuration."""
     decodes = isinstance(adapter_of(config), Decoder)
+    if is_decoder(config) and not decodes and not kind.causal:
+        raise MaskwiseError(
+            "a decoder reads earlier tokens only",
+            got=f"{config.model_type}, with {kind.__name__}",
+            do="set objective: clm; or model.changes: bidirectional() and objective: mntp",
+        )
     if decodes and not kind.predicts_next:
         raise MaskwiseError(
             "the head of a decoder predicts the token after a position",

@@ -4,7 +4,7 @@
 ``DenoisingAutoencoder`` trains sentence embeddings. The encoder reads a text from which tokens were
 deleted and returns one vector. A decoder restores the whole text from this vector. The decoder
 shares the encoder's token embeddings and is not saved in checkpoints. ``CausalLanguageModelling``
-trains an encoder to predict the next token, with causal attention.
+trains a decoder, or an encoder with causal attention, to predict the next token.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from maskwise.masking.corruptions import Delete
 from maskwise.masking.gather import UserRows, device_of, gather
 from maskwise.masking.settings import Masking
 from maskwise.models.attention import DocumentIds
+from maskwise.models.decoders import is_decoder
 from maskwise.models.families import (
     adapter_of,
     decoder_inputs,
@@ -348,10 +349,12 @@ class CausalLanguageModelling(MaskedLanguageModelling):
     Formula: sum over positions i of −log p(token i + 1 | tokens up to i of the same text).
     Inputs: a ``MaskedBatch`` from ``NextTokens``, or a dict with the model's inputs and the same
         ``labels``.
-    Requirements: a family whose attention maskwise replaces (``families.Adapter.separates``).
+    Requirements: a decoder, such as Llama or GPT-2, which reads one text per row; or an encoder of
+        a family whose attention maskwise replaces (``families.Adapter.separates``).
     Source: Touchent and de la Clergerie 2026 (arXiv 2605.12438), on causal modelling before MLM.
     """
 
+    causal = True
     masks = False
     masking = {"ratio": 0.0, "min_targets": 0, "corruption": "mask-only"}
     batches = NextTokens
@@ -363,7 +366,8 @@ class CausalLanguageModelling(MaskedLanguageModelling):
 
     @classmethod
     def check_model(cls, config: PreTrainedConfig) -> None:
-        require_separable(config, use="objective clm")
+        if not is_decoder(config):
+            require_separable(config, use="objective clm")
 
     def attention(self, lengths: Lengths) -> Work:
         """Return the multiplications in the encoder's attention, which is causal here."""
@@ -372,6 +376,8 @@ class CausalLanguageModelling(MaskedLanguageModelling):
 
     def inputs(self, batch: Batch) -> Inputs:
         inputs = model_inputs(self.model, batch)
+        if is_decoder(self.model.config):
+            return inputs
         if "documents" not in inputs:
             ids = inputs["input_ids"]
             present = inputs.get("attention_mask", torch.ones_like(ids))

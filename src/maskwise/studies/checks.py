@@ -24,9 +24,11 @@ from maskwise.base.folders import OutputFolder
 from maskwise.base.specs import of_run
 from maskwise.evaluation.evaluate import CLOZE, PAIRS, load_measures
 from maskwise.evaluation.scoring import evenly_spaced
+from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.jobs.pools import Where, require_cards, require_engine, require_one_process
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind
+from maskwise.models.decoders import is_decoder
 from maskwise.models.families import adapter_of, check_room, most_tokens, require_kind
 from maskwise.models.loading import NO_HEAD, check_start, empty_model, has_head, load_config
 from maskwise.objectives import objective as build_objective
@@ -427,6 +429,17 @@ def _check_arm(
             yield note
 
 
+def _refuse_masks(evaluation: EvaluationSettings, config: PreTrainedConfig) -> None:
+    """Raise ``MaskwiseError`` if a decoder, which reads earlier tokens only, shall fill masks."""
+    for name, given in (("masks", evaluation.masks), ("measures", evaluation.measures)):
+        if given:
+            raise MaskwiseError(
+                f"a decoder that reads earlier tokens only fills no masks ({config.model_type})",
+                got=f"evaluation.{name}={list(map(str, given))}",
+                do=f"set evaluation.{name}=[], and tasks that judge the model",
+            )
+
+
 def _idle_here(
     training: TrainingSettings, config: PreTrainedConfig, processes: int
 ) -> Iterator[str]:
@@ -486,6 +499,8 @@ def _check_model(
         check_room(config, link.corpus.length, what=setting)
         for objective in link.trained_by.values():
             require_fitting_head(objective.kind, config)
+            if objective.kind.causal and is_decoder(config):
+                _refuse_masks(arm.evaluation, config)
             for given in objective.starts:
                 teacher = load_config(given)
                 _check_teacher(given, arm, tokenizer)
@@ -495,7 +510,8 @@ def _check_model(
                     build_objective(objective.call, empty_model(config))
     if start and not arm.model.unigram_bias and has_head(start):
         yield f"model.unigram_bias has no effect, because {start} has a head, which is kept"
-    if start and links[0].training.freeze == "none" and not has_head(start):
+    heads = start is None or is_decoder(config) or has_head(start)
+    if links[0].training.freeze == "none" and not heads:
         yield f"{start}: {NO_HEAD}"
     if arm.tasks and (start or arm.has_new_positions):
         length = arm.finetune.max_length

@@ -27,6 +27,7 @@ from maskwise.masking import Masker
 from maskwise.masking.draws import fold
 from maskwise.models.cards import front_matter
 from maskwise.models.flops import FORMULA
+from maskwise.models.loading import TASK_MODELS, language_head
 from maskwise.objectives import ObjectiveSettings, objective
 from maskwise.objectives.base import Objective
 from maskwise.objectives.denoising import predicting
@@ -54,6 +55,13 @@ from maskwise.training.stream import StreamedRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+CARDS = {
+    "masked-lm": ("A masked language model", "fill-mask"),
+    "seq2seq": ("An encoder–decoder", "text2text-generation"),
+    "causal-lm": ("A language model", "text-generation"),
+}
+"""What cards call models, and their tags, by head."""
 
 Text = TypeVar("Text", Rows, Stream, Rows | Stream)
 
@@ -139,7 +147,15 @@ def pretrain(
         if recipe.model.changes:
             choices["changes"] = ", ".join(recipe.model.changes)
         step = None if best is None else best.step
-        card = model_card(recipe, choices, losses, text=data.training, best_step=step, part=part)
+        card = model_card(
+            recipe,
+            choices,
+            losses,
+            head=language_head(network.config),
+            text=data.training,
+            best_step=step,
+            part=part,
+        )
         save_checkpoint(target, network, data.tokenizer, card=card, heads=made.heads())
 
     def curve(step: int, ranks: Ranks) -> list[Plain]:
@@ -299,6 +315,7 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
         log_unigram=log_unigram,
         # A checkpoint of an earlier phase is changed already.
         origins=data.origins if recipe.model.changes else (),
+        causal=all(each.kind.causal for each in recipe.trained_by.values()),
     )
     # For ``training.freeze: old-rows``.
     network.new_rows = new_ids(data.origins)  # type: ignore[assignment]
@@ -321,6 +338,7 @@ def model_card(
     choices: Mapping[str, object],
     losses: list[Plain],
     *,
+    head: str,
     text: Rows | Stream,
     best_step: int | None = None,
     part: TrainingPart | None = None,
@@ -331,15 +349,17 @@ def model_card(
         recipe: the recipe of the run.
         choices: rows of the card's table: masking settings and facts about the run.
         losses: the held-out losses of the last evaluation.
+        head: the head of the model, a key of ``CARDS``.
         text: the training text.
         best_step: the step whose weights were kept; None for the last.
         part: the part of the training that was run; None for all of it.
     """
+    what, tag = CARDS[head]
     front = front_matter(
         recipe.model.pretrained,
         recipe.corpus.sources,
         library_name="transformers",
-        tags=["fill-mask"],
+        tags=[tag],
     )
     table = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
     measured = []
@@ -357,14 +377,14 @@ def model_card(
     if best_step is not None:
         trained = f"The best state, at step {best_step}, of a training of {training.steps} steps"
     return f"""{front}
-# A masked language model made with {credit()}
+# {what} made with {credit()}
 
 | choice | value |
 |---|---|
 {table}
 
 {trained} of {training.batch_size} rows on {size} (seed {training.seed}).
-It loads with `AutoModelForMaskedLM.from_pretrained` and `AutoTokenizer.from_pretrained`, \
+It loads with `{TASK_MODELS[head]}.from_pretrained` and `AutoTokenizer.from_pretrained`, \
 without maskwise.
 
 ## Loss on held-out text, fixed masks

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from maskwise.base.constants import Kind
 from maskwise.base.errors import MaskwiseError
 from maskwise.changes import changed_model
+from maskwise.models.decoders import is_decoder
 from maskwise.models.families import check_fit, require_kind
 from maskwise.models.loading import (
     empty_model,
@@ -36,9 +37,7 @@ def config_from(
             setting cannot be changed in a pre-trained model.
     """
     if settings.pretrained:
-        # A change may make a model of this kind.
-        asked = None if settings.changes else kind
-        config = with_fields(load_config(settings.pretrained, kind=asked), settings.settings)
+        config = with_fields(_config_of_start(settings, kind), settings.settings)
     else:
         config = new_config(
             settings.architecture,
@@ -60,6 +59,19 @@ def config_from(
         for part in filter(None, [config, *parts]):
             setattr(part, usual[0], settings.changed_dropout)
     return config
+
+
+def _config_of_start(settings: ModelSettings, kind: Kind) -> PreTrainedConfig:
+    """Return the configuration of the pre-trained model, which is of this kind or may become so.
+
+    A change may make it so, and a decoder is trained by objectives that refuse what they cannot
+    train (``objectives.base.require_fitting_head``).
+    """
+    assert settings.pretrained is not None
+    config = load_config(settings.pretrained, kind=None)
+    if settings.changes or is_decoder(config):
+        return config
+    return load_config(settings.pretrained, kind=kind)
 
 
 def changed_config(
@@ -91,6 +103,7 @@ def model_from(
     seed: int,
     log_unigram: Tensor,
     origins: Sequence[Origins] = (),
+    causal: bool = False,
 ) -> PreTrainedModel:
     """Return the model to train.
 
@@ -101,19 +114,21 @@ def model_from(
         seed: the seed of new weights.
         log_unigram: (V,) log frequencies of tokens, for the bias of a new head.
         origins: for each of ``model.changes`` that changes tokens, from which rows theirs are made.
+        causal: whether a decoder may read earlier tokens only.
     """
     bias = log_unigram if settings.unigram_bias else None
     config = config_from(settings, tokenizer, length, kind=kind)
     if settings.pretrained:
         network = load_model(
             settings.pretrained,
-            kind=None if settings.changes else kind,
+            kind=None,
             seed=seed,
             log_unigram=bias,
             config=config,
             changed=partial(
                 changed_model, changes=settings.steps, origins=origins, tokenizer=tokenizer
             ),
+            causal=causal,
         )
         require_kind(network.config, kind, use="training")
         check_fit(network.config, len(tokenizer), do="set tokenizer.name to the model's tokenizer")
