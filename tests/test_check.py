@@ -338,7 +338,7 @@ def test_rows_of_tasks_have_the_sizes_that_fine_tuning_reads() -> None:
     texts = [("the cat",), ("the cat", "sat on"), ("",), ("a", "b", "c"), ("mat", "")]
     rows = [SimpleNamespace(texts=each) for each in texts]
     task: Any = SimpleNamespace(
-        kind=SimpleNamespace(windows=False), splits={"train": rows}, frozen=False
+        kind=SimpleNamespace(windows=False, pools=False), splits={"train": rows}, frozen=False
     )
     # [CLS] the cat [SEP], [CLS] [SEP], [CLS] the cat [SEP] sat on [SEP], [CLS] mat [SEP] [SEP]
     assert row_sizes(task, tokenizer) == [4, 2, 7, 4]

@@ -62,6 +62,7 @@ NEED_FILES = (
         "how-long",
     ),
     *("new-words", "new-words-minilm", "own-text", "replay"),
+    *("retrieval-pretraining", "decoder-to-encoder"),
     *WITH_PLACES,
 )
 
