@@ -67,6 +67,41 @@ def test_the_same_tokens_are_predicted_at_the_end_of_every_length(
     assert found[128].value == pytest.approx(float(loss), rel=1e-4)
 
 
+@torch.inference_mode()
+def test_words_that_stand_far_back_are_predicted_with_their_answer_and_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = load_model("bundled:encoder").eval()
+    tokenizer = load_tokenizer("bundled:encoder")
+    seen: list[torch.Tensor] = []
+    usual = by_length.masked_logits
+
+    def watched(model, inputs, row, column):
+        seen.append(inputs["input_ids"])
+        return usual(model, inputs, row, column)
+
+    monkeypatch.setattr(by_length, "masked_logits", watched)
+    measure = measure_of("far-words(128, rows=8)").on(HeldOutText(None, None, TEXTS))  # type: ignore[attr-defined, arg-type]
+    short, whole = measure.measure(model, tokenizer)
+    assert [row.metric.split()[-1] for row in (short, whole)] == ["64", "128"]
+    assert (short.measure, short.items) == ("far-words", whole.items) and whole.items >= 8
+    parts = all_windows(tokenizer, 126)
+    losses: dict[int, list[float]] = {64: [], 128: []}
+    for at, ids in enumerate(seen[1]):
+        (part,) = [p for p in parts if sum(a == b for a, b in zip(p, ids[1:-1].tolist())) > 100]
+        for place in (ids == tokenizer.mask_token_id).nonzero().flatten().tolist():
+            token = part[place - 1]
+            assert place - 1 >= 126 - 30
+            # It stands in the first half, and nowhere else.
+            assert token in part[:63] and part[63:].count(token) == 1
+            for length, batch in zip((64, 128), seen, strict=True):
+                assert (token in batch[at].tolist()) == (length == 128)
+                logits = model(input_ids=batch[at][None]).logits[0, place - 128 + length]
+                losses[length].append(float(cross_entropy(logits, torch.tensor(token))))
+    for row, length in ((short, 64), (whole, 128)):
+        assert row.value == pytest.approx(np.mean(losses[length]), rel=1e-4)
+
+
 def text_windows(tokenizer, text: str, size: int) -> list[list[int]]:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return [ids[at : at + size] for at in range(0, len(ids) - size + 1, size)]

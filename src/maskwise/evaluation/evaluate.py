@@ -21,7 +21,7 @@ from maskwise.base.plugins import Table, is_foreign
 from maskwise.base.printing import note
 from maskwise.base.specs import Call, build, parse_call, with_options
 from maskwise.evaluation.measure import HeldOutText, Measure, TextMeasure
-from maskwise.evaluation.measures.by_length import ByLength
+from maskwise.evaluation.measures.by_length import ByLength, FarWords
 from maskwise.evaluation.measures.cloze import Cloze
 from maskwise.evaluation.measures.heldout import (
     BOUND,
@@ -76,6 +76,7 @@ MEASURES: Table[Callable[..., Measure]] = Table(
         PSEUDO_PERPLEXITY: PseudoPerplexity,
         "word-loss": WordLoss,
         BY_LENGTH: ByLength,
+        "far-words": FarWords,
         CLOZE: cloze,
         PAIRS: pairs,
         "text-loss": TextLoss.read,

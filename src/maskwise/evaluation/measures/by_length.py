@@ -5,6 +5,9 @@ text, or be harmed by positions that it does not know. The loss at a position of
 these apart, because texts differ at their beginnings and later on. So this measure predicts the
 same tokens at the end of longer and longer rows: they stand at the last positions of each length,
 and only what is before them differs.
+
+``FarWords`` asks whether a model reads far back: its tokens stand once more in the row, in the
+first half of the longest one, so that a row of half the length lacks them.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 import torch
@@ -53,14 +56,15 @@ class ByLength(TextMeasure):
     name = BY_LENGTH
     counted = "rows"
     reads_documents = True
+    needed: ClassVar[str] = ""
     longest: int = 512
     rows: int = 64
     documents: int = 1000
 
     def __post_init__(self) -> None:
-        whole_number("longest of by-length", self.longest, least=SHORTEST)
-        whole_number("rows of by-length", self.rows, least=1)
-        whole_number("documents of by-length", self.documents, least=1)
+        whole_number(f"longest of {self.name}", self.longest, least=SHORTEST)
+        whole_number(f"rows of {self.name}", self.rows, least=1)
+        whole_number(f"documents of {self.name}", self.documents, least=1)
 
     @property
     def lengths(self) -> list[int]:
@@ -84,17 +88,21 @@ class ByLength(TextMeasure):
     ) -> list[Measurement]:
         frame = Frame.of(tokenizer)
         texts = self.text.first(self.documents)
-        whole = [*long_parts(texts, frame.room(self.longest), tokenizer)]
+        end = frame.room(self.shortest)
+        whole = []
+        for part in long_parts(texts, frame.room(self.longest), tokenizer):
+            masked = self.masked(part, end)
+            if len(masked):
+                whole.append((part, masked))
         if not whole:
             raise MaskwiseError(
-                f"by-length: no document has {self.longest:,} tokens",
+                f"{self.name}: no document has {self.longest:,} tokens{self.needed}",
                 got=f"{len(texts):,} documents",
-                do="measure longer documents, or shorter rows: by-length(256)",
+                do=f"measure longer documents, or shorter rows: {self.name}(256)",
             )
         chosen = [whole[at * len(whole) // self.rows] for at in range(self.rows)]
         if len(whole) <= self.rows:
             chosen = whole
-        end = frame.room(self.lengths[0])
         found = []
         for length in self.lengths:
             if length > most_tokens(model.config):
@@ -113,11 +121,61 @@ class ByLength(TextMeasure):
             )
         if not found:
             raise MaskwiseError(
-                "by-length: this model reads no row of the shortest length",
+                f"{self.name}: this model reads no row of the shortest length",
                 got=f"{most_tokens(model.config):,} tokens",
                 allowed=f"≥ {self.lengths[0]:,}",
             )
         return found
+
+    @property
+    def shortest(self) -> int:
+        """The number of tokens in the row whose text ends every row; some of it is masked."""
+        return self.lengths[0]
+
+    def masked(self, part: Array, end: int) -> Array:
+        """Return which of the last ``end`` tokens of a part are masked, counted from the first.
+
+        The choice depends on the end alone, which is the same for every length.
+        """
+        order = np.argsort([fold(tokens_id(part[-end:]), SEED, at) for at in range(end)])
+        return np.sort(order[: max(1, round(SHARE * end))])
+
+
+@dataclass(frozen=True)
+class FarWords(ByLength):
+    """The loss of tokens that stand once more, far back in the row, in nats per token.
+
+    They are masked at the end of rows of ``longest`` tokens, in whose first half, and nowhere else,
+    they stand. Rows of half the length end alike and lack the answer.
+    """
+
+    name = "far-words"
+    needed = ", of which one near the end stands once more in the first half alone"
+
+    def __post_init__(self) -> None:
+        whole_number("longest of far-words", self.longest, least=2 * SHORTEST)
+        super().__post_init__()
+
+    @property
+    def shortest(self) -> int:
+        """The number of tokens in the row whose text ends every row; some of it is masked."""
+        return SHORTEST
+
+    @property
+    def lengths(self) -> list[int]:
+        """Half of the length of the row, and its length."""
+        return [self.longest // 2, self.longest]
+
+    def masked(self, part: Array, end: int) -> Array:
+        """Return which of the last ``end`` tokens have their only other place in the first half."""
+        half = len(part) // 2
+        last, far, near = part[-end:], part[:half], part[half:]
+        at = [
+            place
+            for place, token in enumerate(last.tolist())
+            if (near == token).sum() == 1 and (far == token).any()
+        ]
+        return np.array(at, dtype=np.int64)
 
 
 def long_parts(
@@ -135,7 +193,7 @@ def long_parts(
 def end_losses(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    parts: list[Array],
+    parts: list[tuple[Array, Array]],
     *,
     length: int,
     end: int,
@@ -143,7 +201,8 @@ def end_losses(
     """Return the losses (M,) of masked tokens among the last ``end`` of each part.
 
     Args:
-        parts: parts of documents, each at least as long as a row.
+        parts: parts of documents, each at least as long as a row, and which of their last ``end``
+            tokens are masked.
         length: the number of tokens in a row, with special tokens.
         end: the number of tokens of which some are masked; the same ones for every length.
     """
@@ -153,12 +212,10 @@ def end_losses(
     before = [frame.first] * (frame.first >= 0)
     behind = [frame.last] * (frame.last >= 0)
     rows, places = [], []
-    for number, part in enumerate(parts):
+    for number, (part, masked) in enumerate(parts):
         rows.append([*before, *part[-room:].tolist(), *behind])
-        # The choice depends on the end alone, which is the same for every length.
-        order = np.argsort([fold(tokens_id(part[-end:]), SEED, at) for at in range(end)])
         first = len(before) + room - end
-        places += [(number, first + at) for at in np.sort(order[: max(1, round(SHARE * end))])]
+        places += [(number, first + at) for at in masked.tolist()]
     truth = torch.tensor(rows)
     shown = truth.clone()
     row, column = torch.tensor(places).unbind(1)
