@@ -284,13 +284,6 @@ def test_a_secondary_task_does_not_count(tmp_path):
         assert rows["tasks"].get(key) == expected[0].get(key)
 
 
-@pytest.mark.parametrize(("names", "said"), [("[nothing]", "nothing"), ("[task]", "secondary")])
-def test_secondary_tasks_are_tasks_and_not_all_of_them(names, said, tmp_path):
-    recipe = read_recipe(write_inputs(tmp_path), [f"study.secondary={names}"])
-    with pytest.raises(MaskwiseError, match=said):
-        check_inputs(recipe)
-
-
 def test_a_file_called_tasks_needs_another_name(tmp_path):
     recipe = write_inputs(tmp_path)
     file = (tmp_path / "task.jsonl").rename(tmp_path / "tasks.jsonl")

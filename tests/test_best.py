@@ -331,21 +331,6 @@ def test_a_plan_says_that_runs_may_end_early(source: Path, tmp_path: Path) -> No
         assert any("training.patience" in note for note in design.open_questions()) == said
 
 
-@pytest.mark.parametrize(
-    "overrides, said",
-    [
-        (("training.patience=2", "training.eval_every=0"), "training.eval_every"),
-        (("training.patience=0",), "patience"),
-        (("training.patience=2", "study.equal_by=targets"), "equal compute"),
-        (("training.patience=2", "objective=clm"), "got clm"),
-        (("training.patience=2", "objective={tsdae: {}}"), "got tsdae"),
-    ],
-)
-def test_what_cannot_be_is_refused(overrides: tuple[str, ...], said: str, source: Path) -> None:
-    with pytest.raises(MaskwiseError, match=said):
-        make_plan(read_recipe(source, overrides))
-
-
 def test_a_sampler_may_not_learn_from_documents_that_judge_it(source: Path) -> None:
     several = "objective={mlm: , x: {objective: atd}}"
     arms = "study.arms={stop: {training.patience: 2}, on: {}}"

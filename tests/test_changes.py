@@ -472,26 +472,6 @@ def test_frequencies_that_depend_on_the_positions_are_not_changed_unseen(
     assert most_tokens(Positions(64).check(config, tokenizer)) == 64
 
 
-@pytest.mark.parametrize(
-    ("family", "how", "said"),
-    [
-        ("bert", {"rope_base": 5000.0}, "table of positions"),
-        ("eurobert", {"scaling": "interpolate"}, "rotary positions"),
-        ("deberta-v2", {"scaling": "linear"}, "table of positions"),
-        ("bert", {"scaling": "linear", "rope_base": 5000.0}, "two ways"),
-        (V3, {"scaling": "copy"}, "relative positions"),
-    ],
-)
-def test_positions_that_a_family_does_not_have_are_refused(
-    family: str | dict[str, Any], how: dict[str, Any], said: str
-) -> None:
-    name, fields = (family, {}) if isinstance(family, str) else ("deberta-v2", family)
-    tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
-    config = new_config(name, tokenizer, 16, **SMALL, **fields)
-    with pytest.raises(MaskwiseError, match=said):
-        Positions(64, **how).check(config, tokenizer)
-
-
 # maskwise adapt --trim-tokens
 # -------------------------------------------------------------------------------------------
 

@@ -330,21 +330,6 @@ def test_extras_move_with_their_tokens() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("spec", "options", "text"),
-    [
-        ("bert", {"mask": False}, "no mask token"),
-        ("infill", {"mask": False}, "no mask token"),
-        ("t5", {"sentinels": 0}, "no sentinel tokens.*<extra_id_0>.*add_special_tokens"),
-    ],
-)
-def test_tokenizers_that_lack_a_token_are_refused(
-    spec: str, options: dict[str, Any], text: str
-) -> None:
-    with pytest.raises(MaskwiseError, match=text):
-        Masker(tokenizer(**options), corruption=spec)
-
-
 @pytest.mark.parametrize("spec", ["replace", "delete", "insert", "permute-sentences"])
 def test_those_that_show_nothing_special_take_any_tokenizer(spec: str) -> None:
     Masker(tokenizer(mask=False, sentinels=0), corruption=spec)

@@ -81,22 +81,6 @@ def test_a_number_of_layers_is_spread_evenly(kept: Any, numbers: list[int]) -> N
     assert KeptLayers(kept)(empty, tokenizer()).facts["layers"] == numbers
 
 
-def test_layers_that_do_not_exist_and_families_without_a_list_are_refused() -> None:
-    deep = config("bert", num_hidden_layers=4)
-    for kept, said in ((5, "got 5.*1 to 4"), ("0, 4", "0 to 3"), ("2, 1", "ascending")):
-        with pytest.raises(MaskwiseError, match=said):
-            KeptLayers(kept).check(deep, tokenizer())
-    for wrong in (0, "a", "1-3", "-1"):
-        with pytest.raises(MaskwiseError, match="layers"):
-            KeptLayers(wrong)
-    for family in ("albert", "esmc"):
-        with pytest.raises(MaskwiseError, match=f"own weights.*{family}"):
-            KeptLayers(1).check(config(family), tokenizer())
-    # Its first layer has no norm before the attention.
-    with pytest.raises(MaskwiseError, match=r"first layer of modernbert.*keep layer 0"):
-        KeptLayers("1").check(config("modernbert"), tokenizer())
-
-
 # Losses
 # -------------------------------------------------------------------------------------------
 

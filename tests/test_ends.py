@@ -13,7 +13,6 @@ from maskwise import encode
 from maskwise.base.errors import MaskwiseError
 from maskwise.masking import Noising
 from maskwise.masking.line import Frame, Line
-from maskwise.masking.settings import Masking
 from maskwise.masks.generate import Writer
 from maskwise.models.loading import load_config, new_config, new_model
 from maskwise.objectives.mlm import MaskedDiffusion
@@ -78,13 +77,7 @@ def test_ends_are_masked_as_often_as_words(tokenizer) -> None:
         assert found == 0 if not places else 0.5 < found / 400 / places < 0.65
 
 
-def test_what_cannot_be_learned_is_refused(tokenizer) -> None:
-    with pytest.raises(MaskwiseError, match="masked diffusion only"):
-        Masking.of(ends="token")
-    with pytest.raises(MaskwiseError, match="single tokens"):
-        Noising(tokenizer, policy="whole-word", budget="bernoulli", ends="token")
-    with pytest.raises(MaskwiseError, match="ends"):
-        read_recipe("quick-start", ["masking.ends=token"]).arm("token-15", seed=0)
+def test_ends_of_several_texts_in_a_row_are_refused(tokenizer) -> None:
     line = Line.of_pieces(
         {"input_ids": np.array([9, 9])},
         np.array([1, 1]),

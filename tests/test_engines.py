@@ -314,11 +314,6 @@ def test_only_cores_that_a_process_may_use_are_counted(monkeypatch):
     assert jobs_here() == 64 and jobs_here(4) == 16 and jobs_here(99) == 1
 
 
-def test_an_unknown_engine_names_those_there_are():
-    with pytest.raises(MaskwiseError, match="unknown engine 'rai'; allowed: local, ray"):
-        open_pool(engine="rai")
-
-
 # The pools
 # ----------------------------------------------------------------------------
 
@@ -682,12 +677,6 @@ def worker_alone(_: int) -> tuple[int, int]:
 
 
 BUSY: list[int] = []
-
-
-@pytest.mark.parametrize("what", [object(), ThreadPoolExecutor, 7], ids=["object", "class", "int"])
-def test_what_is_no_executor_is_refused(what):
-    with pytest.raises(MaskwiseError, match=r"submit\(function"):
-        open_pool(engine=what)
 
 
 def test_an_engine_and_an_executor_are_refused(recipe, tmp_path):

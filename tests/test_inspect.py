@@ -361,13 +361,6 @@ def test_numbers_are_not_put_in_quotes(written):
     assert caught.value.do is None
 
 
-def test_a_measure_without_its_file_shows_an_example():
-    with pytest.raises(
-        MaskwiseError, match=re.escape("allowed: pairs(source); for example, pairs('FILE')")
-    ):
-        measure_of("pairs")
-
-
 def test_the_examples_of_policies_mask_their_sentence(capsys):
     for row in describe_table("policies"):
         if row["name"] == "learned":  # the folder is the user's

@@ -222,19 +222,6 @@ def test_vectors_are_means_of_the_embeddings_of_a_word(tmp_path):
         vectors_of(words, tmp_path)
 
 
-def test_mistakes_are_one_line(tmp_path):
-    for spec, says in (
-        ("informativeness(per='line')", "text, word"),
-        ("informativeness(window=0)", "at least 1"),
-        ("difference(anchors=0)", "at least 1"),
-        (f"frequency(table={str(tmp_path)!r})", "maskwise annotate"),
-        # As a setting that a script left empty; it failed on every text.
-        ("frequency(table='')", "maskwise annotate"),
-    ):
-        with pytest.raises(MaskwiseError, match=says):
-            annotator(spec)
-
-
 @pytest.mark.parametrize(
     ("word", "weight", "says"),
     [

@@ -23,7 +23,6 @@ from maskwise.models.weights import share_encoder
 from maskwise.objectives import MaskedLanguageModelling, objective, objective_class
 from maskwise.objectives.base import encoded
 from maskwise.recipe import read_recipe
-from maskwise.studies.checks import check_inputs
 from maskwise.studies.stages import evaluate_stage, prepare_stage, pretrain_stage
 from maskwise.studies.work import starting_from
 from maskwise.training.building import empty_model_from
@@ -162,23 +161,6 @@ def test_names_of_stages_change_only_where_updates_are_trained(tmp_path: Path) -
     assert later.what["model"] == {"adapter": "lora(rank=2)"}
     assert "model" not in pretrain_stage(recipe, text, after=first).what
     assert starting_from(tmp_path, changed).model.adapter == "lora(rank=2)"
-
-
-def test_an_adapter_that_would_never_be_trained_is_refused(tmp_path: Path) -> None:
-    frozen = read_recipe(write_inputs(tmp_path), ["model.adapter=lora", "training.freeze=encoder"])
-    with pytest.raises(MaskwiseError, match="freezes model\\.adapter"):
-        check_inputs(frozen)
-    # The head may be trained first.
-    phases = "phases=[{training.freeze: encoder}, {training.freeze: none}]"
-    check_inputs(read_recipe(write_inputs(tmp_path), ["model.adapter=lora", phases]))
-
-
-def test_a_model_without_linear_layers_is_refused() -> None:
-    """SqueezeBERT has convolutions, for which peft ended in a traceback."""
-    groups = ("q", "k", "v", "post_attention", "intermediate", "output")
-    network = model("squeezebert", embedding_size=16, **{f"{name}_groups": 1 for name in groups})
-    with pytest.raises(MaskwiseError, match=r"no linear layers in its blocks.*got squeezebert"):
-        Lora().add(network, seed=0)
 
 
 def test_twins_differ_also_with_the_dropout_of_updates() -> None:

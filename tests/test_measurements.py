@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from maskwise.base.errors import MaskwiseError
 from maskwise.base.folders import read_lines
 from maskwise.report.reading import Folder
 from maskwise.report.tables import evaluation_table
@@ -133,12 +132,6 @@ def test_a_row_without_a_run_has_no_columns_of_a_run() -> None:
     row = Measurement(measure="weights", metric="millions", unit="millions", value=4.0)
     assert not {"arm", "seed", "role"} & row.line().keys()
     assert Measurement.of({**row.line(), **RUN}) == replace(row, **RUN)
-
-
-def test_lines_of_an_earlier_version_are_refused() -> None:
-    for line in ({"kind": "score", "task": "t"}, {"kind": "heldout", "masks": "token"}):
-        with pytest.raises(MaskwiseError, match="earlier version"):
-            measurements([{**RUN, **line}])
 
 
 def test_the_table_has_a_row_for_every_number() -> None:

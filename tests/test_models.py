@@ -476,10 +476,3 @@ def test_a_setting_of_a_model_is_written_once() -> None:
         ModelSettings(
             pretrained="bundled:encoder", attention_dropout=0, settings={"attention_dropout": 0.1}
         )
-
-
-def test_a_tokenizer_that_is_too_large_gets_advice_that_can_be_followed() -> None:
-    with pytest.raises(MaskwiseError, match="remove vocab_size"):
-        check_start(config("bert"), 10_000, loaded=False)
-    with pytest.raises(MaskwiseError, match="resize_token_embeddings"):
-        check_start(config("bert"), 10_000, loaded=True)

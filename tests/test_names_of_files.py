@@ -156,13 +156,6 @@ def test_a_folder_has_a_hash_whatever_the_names_of_its_files(tmp_path: Path) -> 
     assert len({*hashes}) == 3
 
 
-def test_a_text_without_a_name_is_refused() -> None:
-    """It was the current folder."""
-    for source in ("", " ", ["a.txt", ""], {"a.txt": 1, " ": 2}):
-        with pytest.raises(MaskwiseError, match=r"corpus.*source.*; allowed: a file"):
-            read_recipe({"extends": "quick-start", "corpus": {"source": source}})
-
-
 def test_a_tilde_is_a_home_only_if_no_file_is_called_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,6 @@ from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation.measures.spelling import WORDS as WORD_LOSS
 from maskwise.models.loading import (
     add_tokens,
-    check_more_tokens,
     load_model,
     new_config,
     new_model,
@@ -222,25 +221,6 @@ def test_rows_of_new_tokens_are_means_of_their_pieces(family, tied, tmp_path):
     assert torch.equal(again(rows).logits, after) and again.config.vocab_size == size + 2
     kept = again.get_input_embeddings().weight is again.get_output_embeddings().weight
     assert kept is same
-
-
-CANNOT: dict[str, dict[str, Any]] = {
-    "deberta-v2": {"legacy": False},
-    "ibert": {},
-    "mobilebert": {"embedding_size": 8, "intra_bottleneck_size": 8},
-    "perceiver": {"d_model": 16, "d_latents": 16, "num_latents": 4, "qk_channels": 16},
-}
-
-
-@pytest.mark.parametrize("family", CANNOT)
-def test_models_that_cannot_have_more_tokens_are_refused_before_the_work(family):
-    """transformers ended in a traceback, or enlarged a layer that is not the output layer."""
-    made = config(family, **CANNOT[family])
-    with pytest.raises(MaskwiseError, match=r"cannot have more tokens; got .*ForMaskedLM"):
-        add_tokens(AutoModelForMaskedLM.from_config(made), {45: (6, 7)})
-    with pytest.raises(MaskwiseError, match="cannot have more tokens"):
-        check_more_tokens(made, 47)
-    check_more_tokens(config("esm"), 47)
 
 
 def test_a_newer_head_of_deberta_has_its_own_bias():

@@ -407,25 +407,6 @@ def test_no_rows_and_lists_of_rows() -> None:
         assert Rows.of(some, layout, chosen=[1]).line([0]).content.sum() == 2
 
 
-def test_what_is_no_document_tokenizer_or_word_rule(real) -> None:
-    _, tokenizer = real
-    good = [Document("a", "the cat")]
-    for texts, made, words in (
-        (["the cat"], tokenizer, "auto"),
-        ("the cat", tokenizer, "auto"),
-        ([Document("a", None)], tokenizer, "auto"),  # type: ignore[arg-type]
-        (good, None, "auto"),
-        (good, "bert-base-uncased", "auto"),
-        (good, tokenizer, "wrds"),
-        (good, tokenizer, "regex:("),
-    ):
-        with pytest.raises(MaskwiseError):
-            list(tokenise(texts, made, words=words))  # type: ignore[arg-type]
-    for length in (8.5, "8", None):
-        with pytest.raises(MaskwiseError):
-            cut([document("a", 1)], length=length)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("length", [64, 256])
 def test_real_text_is_packed_tightly(real, length: int) -> None:
     tokens, tokenizer = real

@@ -669,15 +669,6 @@ def test_objectives_of_other_packages_are_trained_as_they_say(
         Recipe.model_validate({"objective": "words"})
 
 
-def test_settings_that_went_and_objectives_with_arguments_say_what_to_do() -> None:
-    with pytest.raises(MaskwiseError, match=r"no visits: coverage any more.*complement"):
-        mw.Masker(train_tokenizer(["a b"] * 3, vocab_size=80), visits="coverage")
-    with pytest.raises(MaskwiseError, match="needs a name of its own"):
-        read_recipe("quick-start", ["objective=mlm()"])
-    with pytest.raises(MaskwiseError, match="cannot be trained alone"):
-        read_recipe("quick-start", ["objective=cse"])
-
-
 def test_a_corruption_that_returns_something_else_is_named() -> None:
     class Careless(Bert):
         def corrupt(self, *given: Any) -> Any:

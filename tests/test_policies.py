@@ -37,7 +37,6 @@ from maskwise.masking.policies import (
     policy,
 )
 from maskwise.masking.policies.base import units_by
-from maskwise.masking.units import runs as runs_of
 
 
 def single_words(count: int, words: int) -> dict[str, Tensor]:
@@ -394,28 +393,3 @@ def test_a_learned_span_and_the_word_behind_it_are_two_units() -> None:
         line, Draws(line.example_id, seed=0, epoch=0), When()
     )
     assert units.length.tolist() == [1, 1, 1]
-
-
-class Careless(Policy):
-    """A policy of a user with a mistake."""
-
-    unit_kind = UnitKind.TOKEN
-
-    def __init__(self, make: Any):
-        self.make = make
-
-    def cut(self, line: Line, draws: Draws, when: When) -> Any:
-        return self.make(runs_of(line, np.arange(len(line.content))))
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda units: None, "does not return units; got NoneType"),
-        (lambda units: units.weighted(np.ones(len(units.piece) + 1)), "each unit needs one weight"),
-        (lambda units: units.weighted(1.0), "each unit needs one weight"),
-    ],
-)
-def test_mistakes_of_a_users_policy_are_named(make: Any, said: str) -> None:
-    with pytest.raises(MaskwiseError, match=said):
-        Masker(vocabulary(), policy=Careless(make))([row([1, 2])], epoch=0)

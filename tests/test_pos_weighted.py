@@ -20,7 +20,7 @@ from masking_tools import padded, row, vocabulary
 from maskwise.base.constants import UPOS
 from maskwise.base.errors import MaskwiseError
 from maskwise.masking import Masker, MaskingCollator
-from maskwise.masking.policies import GroupWeighted, policy
+from maskwise.masking.policies import GroupWeighted
 from maskwise.masking.policies.online import UNKNOWN
 from maskwise.objectives import MaskedLanguageModelling
 from maskwise.training import MaskedSource, TrainingSettings, train
@@ -276,19 +276,6 @@ def test_two_ranks_learn_the_same_and_as_one(tmp_path: Path) -> None:
 
 
 # --- what is refused
-
-
-@pytest.mark.parametrize(
-    ("spec", "text"),
-    [
-        ("group-weighted(pos, 1)", "too few groups; got 1"),
-        ("pos-weighted(half_life_steps=0)", "half_life_steps is not valid; got 0"),
-        ("pos-weighted(half_life_steps=9, faithful=True)", "half_life_steps needs faithful=False"),
-    ],
-)
-def test_bad_settings(spec: str, text: str) -> None:
-    with pytest.raises(MaskwiseError, match=text):
-        policy(spec)
 
 
 def test_a_group_without_a_name_is_refused() -> None:

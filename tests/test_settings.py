@@ -349,17 +349,6 @@ def test_the_override_that_a_refusal_names_mends_it(place, both):
         read_recipe(recipe, [*given, override])
 
 
-def test_both_alternatives_in_one_layer_are_refused_with_the_override_that_chooses():
-    tasks = ["tasks=[banking77]"]
-    with pytest.raises(
-        MaskwiseError, match=r"remove finetune\.epochs, or set finetune\.steps=null"
-    ):
-        read_recipe("decay", [*tasks, "finetune={epochs: 3, steps: 9}"])
-    read_recipe("decay", [*tasks, "finetune={epochs: 3, steps: 9}", "finetune.steps=null"])
-    with pytest.raises(MaskwiseError, match=r"set model\.pretrained=null"):
-        read_recipe("decay", ["model={pretrained: x, architecture: bert}"])
-
-
 def test_a_study_refuses_the_seed_of_one_training(tmp_path):
     recipe = read_recipe("decay", ["training.seed=7", "study.seeds=2"])
     wrong = r"training\.seed has no effect in a study, .*; got 7; .* study\.seeds=\[7, 8\]"
@@ -404,14 +393,6 @@ def test_settings_of_learning_that_no_arm_uses_are_named():
         for note in check_inputs(read_recipe("learn-meta", settings))
     )
     assert not any("learning" in note for note in check_inputs(read_recipe("learn-meta")))
-
-
-def test_a_phase_refuses_a_value_without_effect():
-    phases = "phases=[{}, {training: {optimizer: adamw, muon_learning_rate: 0.1}}]"
-    with pytest.raises(MaskwiseError, match=r"training\.muon_learning_rate needs training\.opt"):
-        read_recipe("decay", [phases])
-    with pytest.raises(MaskwiseError, match=r"masking\.ratio has no effect, because no objective"):
-        read_recipe("decay", ["phases=[{objective: clm, masking.ratio: 0.2}, {}]"])
 
 
 def test_settings_of_tasks_have_an_effect_beside_phases():

@@ -243,11 +243,6 @@ def test_rows_that_judge_are_those_of_evaluation_in_its_layout(
     assert judged.layout == ("packed" if family == "bert" else "document")
 
 
-def test_a_sampler_without_objectives(tmp_path: Path) -> None:
-    with pytest.raises(MaskwiseError, match="sampler has nothing to choose from"):
-        read_recipe(write_inputs(tmp_path), ["sampler=mometas"])
-
-
 def test_chance_is_that_of_half_a_probe(path: Path, tmp_path: Path) -> None:
     """32 rows, of ``cse`` 48: of a half 12 rows are read twice, so that a twin is one of 23."""
     recipe = read_recipe(
@@ -360,13 +355,6 @@ def test_overrides_change_a_part_of_the_objectives(overrides, expected):
     assert {name: masking.get("ratio") for name, masking in last.items()} == expected
     phase_only = any(".phases.1." in text for text in overrides)
     assert first == ({"mlm": {}, "rtd": {}} if phase_only else last)
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-def test_a_layer_names_its_objectives_once(reverse):
-    own = [("objective", {"mlm": None, "rtd": None}), *OWN_PART.items()]
-    with pytest.raises(MaskwiseError, match=r"objective.* is written twice"):
-        read_recipe({**TWO_OBJECTIVES, **dict(own[::-1] if reverse else own)})
 
 
 def test_an_arm_may_be_called_objective():

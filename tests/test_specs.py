@@ -84,25 +84,6 @@ def _tagger(*, model: str | None = None, fast: bool = False) -> str | None:
 def _weighed(layer: str, groups: int = 2, weigh: Callable[..., float] = _half) -> None: ...
 
 
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        (
-            "pos(pipe_line=en_core_web-sm)",
-            r"annotator pos\(pipe_line=en_core_web-sm\): .*'pipe_line'; allowed: pos",
-        ),
-        ("pos(nö='ä', x=a_b)", r"pos\(nö='ä', x=a_b\): "),
-        ("pos(pipeline=1)", r"allowed: pos\(model=None, fast=False\)$"),
-        ("pos(en_core_web_sm)", r"too many positional .*; allowed: pos\(model=None, fast=False\)$"),
-        ("en_core_web_sm", "unknown annotator 'en_core_web_sm'"),
-        ("pos:en_core_web_sm", r'got \'pos:en_core_web_sm\'; .*pos\(model="en_core_web_sm"\)'),
-    ],
-)
-def test_errors_quote_what_was_written(spec: str, said: str) -> None:
-    with pytest.raises(MaskwiseError, match=said):
-        build("annotator", spec, {"pos": _tagger})
-
-
 def test_functions_are_shown_by_name() -> None:
     assert arguments_of(_weighed) == "layer, groups=2, weigh=_half"
 

@@ -31,7 +31,6 @@ from maskwise.text import (
     train_tokenizer,
 )
 from maskwise.text.settings import CorpusSettings
-from maskwise.text.token_rows import TokenRows
 from tiny import maskwise, write_inputs
 
 LENGTH = 32
@@ -165,34 +164,6 @@ def test_empty_rows_and_copies_are_counted(
     documents = corpus_of(tmp_path / "rows.jsonl", tokenizer).documents()
     assert len([*documents]) == 1
     assert documents.skipped == {"empty": 2, "repeated text": 1, "no text field": 1}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("flat.npy", np.arange(9), "an array of 1 dimensions"),
-        ("objects.npy", np.array([[1], [2, 3]], object), "no file of arrays"),
-        ("texts.txt", None, "no file with token ids"),
-        ("others.npz", np.arange(9), "^unknown array of .*others.npz: 'input_ids'; allowed: a, b"),
-    ],
-    ids=["flat", "objects", "texts", "others"],
-)
-def test_files_without_rows_are_refused(name: str, content: Any, said: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    if content is None:
-        path.write_text("A text.")
-    elif path.suffix == ".npz":
-        np.savez(path, a=content, b=content)
-    else:
-        np.save(path, content, allow_pickle=True)
-    with pytest.raises(MaskwiseError, match=said):
-        [*read_documents(path, text_field="input_ids", rows=TokenRows("bundled:encoder"))]
-
-
-def test_ids_without_their_tokenizer_are_refused_with_the_setting(tmp_path: Path) -> None:
-    np.save(tmp_path / "rows.npy", np.ones((9, 9), int))
-    with pytest.raises(MaskwiseError, match=r"corpus\.tokens"):
-        read_documents(tmp_path / "rows.npy")
 
 
 def test_adapt_says_that_it_needs_texts(tmp_path: Path) -> None:

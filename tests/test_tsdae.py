@@ -4,12 +4,10 @@ vector is used.
 
 from __future__ import annotations
 
-import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from maskwise import encode
-from maskwise.base.errors import MaskwiseError
 from maskwise.objectives import objective
 from maskwise.text import train_tokenizer
 
@@ -72,8 +70,3 @@ def test_no_token_is_told_itself() -> None:
             batch.labels[0, last] = token
             terms.append(float(one(batch).total - before))
     assert len(set(terms)) == 4 and max(map(abs, terms)) < 5
-
-
-def test_bad_arguments_are_one_line() -> None:
-    with pytest.raises(MaskwiseError, match="layers of objective tsdae"):
-        setup("tsdae(layers=0)")

@@ -569,21 +569,6 @@ def test_blocks_that_begin_inside_a_character():
         assert len(words) == len(ids) - cut and words == sorted(words)
 
 
-def test_encode_and_annotate_rows_refuse(tokenizer):
-    for call, message in (
-        (lambda: encode(tokenizer, ["a text"], max_length=2), "max_length leaves no room"),
-        (lambda: annotate_rows({"body": ["a"]}, tokenizer), "got columns body; .* text_field"),
-        (lambda: encode(tokenizer, [CURIE], layers=["phrases"]), "annotate_corpus"),
-        (lambda: encode(tokenizer, [CURIE], layers=["salent"]), "did you mean 'salient'"),
-        (
-            lambda: Masker(tokenizer, policy="salient")(encode(tokenizer, [CURIE])),
-            r"layers=\['salient'\]",
-        ),
-    ):
-        with pytest.raises(MaskwiseError, match=message):
-            call()
-
-
 def test_texts_beyond_what_the_model_takes_are_told():
     tokenizer = train_tokenizer(SENTENCES * 4, vocab_size=200)
     tokenizer.model_max_length = 8
