@@ -23,8 +23,8 @@ from maskwise.cli.views import describe_table, internal_of, names_in
 from maskwise.recipe.described import recipe_keys
 from maskwise.results.estimates import shown
 from maskwise.results.files import Contrast
+from maskwise.results.usual import CHOICES, Evidence
 from maskwise.studies.result import StudyResult
-from maskwise.studies.usual import CHOICES, Evidence
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RESULTS = DOCS.parent / "benchmarks" / "results"

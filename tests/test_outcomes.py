@@ -105,8 +105,9 @@ def test_the_arms_with_the_most_runs_are_complete() -> None:
     lost = [FAILED | {"stage": "pretrain-1"}]
     lines = [task_line("t0", "a", seed, value) for seed, value in enumerate(A) if seed != 2]
     table = table_of({"b": B, "c": B}, more=[*lines, *lost], arms={arm: {} for arm in "bca"})
-    arms, runs = table.complete_runs("t0")
-    assert arms == ["b", "c"] and runs.tolist() == [B, B]
+    mean = pytest.approx(sum(B) / len(B))
+    assert [*table.means("t0")] == ["b", "c"] and table.means("t0") == {"b": mean, "c": mean}
+    assert table.means("t0", over="b") == {"b": 0, "c": 0}
 
 
 def heldout(arm: str, ratio: float, split: str, value: float, *, seed: int = 0) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from maskwise.cli.terminal import (
     settings_and_files,
 )
 from maskwise.results.estimates import failure_lines
+from maskwise.results.usual import ARMS, STEPS, USUAL_ARM
 
 
 def study(
@@ -165,10 +166,8 @@ def adapt(
     ] = None,
     arms: Annotated[
         str,
-        typer.Option(
-            help="Any of words-30, token-15, token-30, token-40, tsdae, separated by commas."
-        ),
-    ] = "words-30",
+        typer.Option(help=f"Any of {', '.join(ARMS)}, separated by commas."),
+    ] = USUAL_ARM,
     policy: Annotated[
         str | None,
         typer.Option(help="A policy from maskwise learn, for an additional arm."),
@@ -210,7 +209,7 @@ def adapt(
         float | None,
         typer.Option(help="Share of the general text in training, such as 0.2, for one more arm."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of further training.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of further training.")] = STEPS,
     patience: Annotated[
         int | None,
         typer.Option(
@@ -228,7 +227,9 @@ def adapt(
     ] = None,
     head_steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps that train a new head, once for all runs. Default: ≤ 600."),
+        typer.Option(
+            min=1, help=f"Steps that train a new head, once for all runs. Default: ≤ {STEPS}."
+        ),
     ] = None,
     runs: Annotated[
         int | None,

@@ -33,9 +33,9 @@ from maskwise.recipe.commented import commented
 from maskwise.recipe.described import schema_line
 from maskwise.recipe.layers import layer, nest, parse_overrides, with_overrides
 from maskwise.recipe.yamls import Plain
+from maskwise.results.usual import ARMS, MOST_FOR_MUON, MUON_RATE, RATES, UNSPACED_ARMS
 from maskwise.studies.checks import FEW_HELD_OUT, MOST_UNKNOWN, large_part, row_sizes
 from maskwise.studies.inputs import settled
-from maskwise.studies.usual import ARMS, MOST_FOR_MUON, MUON_RATE, RATES, SPANS
 from maskwise.tasks.loading import HiddenLabels, UnreadableTask, load_task
 from maskwise.tasks.settings import interpolated
 from maskwise.tasks.task import Task
@@ -442,10 +442,8 @@ def new_recipe(
 
 def arms_for(names: Sequence[str], *, spaced: bool) -> dict[str, Plain]:
     """Return the settings of some ``ARMS``, for a text with or without spaces."""
-    arms = {name: dict(ARMS[name]) for name in names}
-    if "words-30" in arms and not spaced:
-        arms["words-30"] = dict(SPANS)
-    return arms
+    table = ARMS if spaced else UNSPACED_ARMS
+    return {name: dict(table[name]) for name in names}
 
 
 def rates_of(weights: float) -> Plain:

@@ -15,8 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from maskwise.base.errors import (
     MaskwiseError,
     finite_number,
@@ -34,6 +32,7 @@ from maskwise.recipe.yamls import Plain
 from maskwise.results.estimates import aligned_cells, failure_lines, loss_table, summary_lines
 from maskwise.results.files import Contrast, Record, Study, Summary
 from maskwise.results.measurements import measurements, table_of
+from maskwise.results.usual import STEPS, USUAL_ARM
 from maskwise.studies.inputs import (
     ROWS,
     AnyRecipe,
@@ -148,20 +147,17 @@ class StudyResult:
                 do="run these seeds, or name an arm: save_best(folder, arm=…)",
             )
         outcome = self.contrasts[0]["outcome"] if self.contrasts else ""
-        if table is None or outcome not in table.scales:
+        means = table.means(outcome) if table and outcome in table.scales else {}
+        if table is None or not means:
             raise MaskwiseError("no arm has a result", got=self.headline)
-        arms, runs = table.complete_runs(outcome)
-        if any(table.incomparable(arms[0], arm, outcome) for arm in arms):
+        first, *others = means
+        if any(table.incomparable(first, arm, outcome) for arm in others):
             raise MaskwiseError(
                 "no arm is the best one, because their losses are not comparable",
                 got=outcome,
                 do="name an arm: save_best(folder, arm=…), or compare them on tasks",
             )
-        shared = np.isfinite(runs).all(axis=0)
-        if not shared.any():
-            raise MaskwiseError("no arm has a result", got=self.headline)
-        means = table.scales[outcome].sign * runs[:, shared].mean(axis=1)
-        return arms[means.argmax()]
+        return max(means, key=means.__getitem__)
 
     def save_best(self, folder: str | Path, *, arm: str | None = None) -> Path:
         """Save the checkpoint of `best_arm`, that of its first finished run, for transformers.
@@ -492,7 +488,7 @@ def adapt(
     *,
     out: str | Path,
     tasks: object = None,
-    arms: str | Sequence[str] = ("words-30",),
+    arms: str | Sequence[str] = (USUAL_ARM,),
     policy: str | Path | None = None,
     new_words: int | None = None,
     trim_tokens: int | None = None,
@@ -500,7 +496,7 @@ def adapt(
     control: object = None,
     keep: object = None,
     replay: float | None = None,
-    steps: int = 600,
+    steps: int = STEPS,
     patience: int | None = None,
     lengths: Sequence[float] | None = None,
     head_steps: int | None = None,
@@ -573,7 +569,7 @@ def adapt(
         finite_number("replay", replay)
     if time is not None and not isinstance(time, str):
         raise MaskwiseError("time is a text", got=time, allowed="such as '2h', '90m' or '1h30m'")
-    arms = (*items_of("arms", arms, of="names, such as 'words-30'", single=True),)
+    arms = (*items_of("arms", arms, of=f"names, such as {USUAL_ARM!r}", single=True),)
     if not arms:
         raise MaskwiseError("arms is not valid", got=repr(arms), allowed="a list")
     if lengths is not None:

@@ -380,16 +380,31 @@ class Outcomes:
         least_sds = np.array([self.one_item(task) for task in tasks])
         return gains / sds[:, None], least_sds / sds, scores
 
-    def complete_runs(self, outcome: str) -> tuple[list[str], Numbers]:
-        """Return the arms that have the most runs, and their outcomes, (arms, seeds).
+    def means(self, outcome: str, *, over: str | None = None) -> dict[str, float]:
+        """Return the mean of each trained arm that has the most runs, positive if it is better.
 
         Other arms lack runs, which may be the worst ones.
+
+        Args:
+            outcome: the outcome.
+            over: an arm whose runs are subtracted.
+
+        Returns:
+            The means over the seeds for which the runs of all these arms are finished; {} without
+            such seeds.
         """
         arms = [*self.study["arms"]]
         runs = np.array([self.runs(outcome, arm) for arm in arms])
         finished = np.isfinite(runs).sum(axis=1)
         complete = np.flatnonzero(finished == finished.max())
-        return [arms[place] for place in complete], runs[complete]
+        runs = self.scales[outcome].sign * runs[complete]
+        if over is not None:
+            runs -= self.scales[outcome].sign * self.runs(outcome, over)
+        shared = np.isfinite(runs).all(axis=0)
+        if not shared.any():
+            return {}
+        means = runs[:, shared].mean(axis=1)
+        return {arms[place]: float(mean) for place, mean in zip(complete, means)}
 
     def mean(self, outcome: str, arm: str) -> float | None:
         """Return the mean outcome of an arm over its runs; None without runs."""

@@ -77,10 +77,7 @@ class Adaptation:
     @cached_property
     def draft(self) -> Draft:
         """The recipe that is run, with comments."""
-        return self._draft_of(self.request)
-
-    def _draft_of(self, request: Request) -> Draft:
-        return draft_of(request, self._texts)
+        return draft_of(self.request, self._texts)
 
     def plan(self, tell: Callable[[Plain], object] = lambda record: None, **asked: Any) -> Plain:
         """Return the plan of the study.
@@ -124,7 +121,7 @@ class Adaptation:
         assert self._limit is not None
 
         def seconds_of(steps: int) -> float:
-            recipe = self._draft_of(replace(self.request, steps=steps)).recipe
+            recipe = draft_of(replace(self.request, steps=steps), self._texts).recipe
             # It is a different study, so stages of this one's folder are not its own.
             return _most(dry_run(recipe, self._folder / "fewer", **self._where))
 

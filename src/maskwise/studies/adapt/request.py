@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maskwise.base.errors import MaskwiseError, option, shell_words
-from maskwise.studies.usual import STEPS, USUAL_ARM
+from maskwise.results.usual import STEPS, USUAL_ARM
 from maskwise.verdict import statistics
 from maskwise.verdict.statistics import ALPHA
 

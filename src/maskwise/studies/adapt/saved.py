@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-import numpy as np
-
 from maskwise.base.folders import (
     CARD,
     MANIFEST,
@@ -179,20 +177,13 @@ def gains_of(out: Path) -> Gains:
     """
     table = read_outcomes(out)
     # If every fine-tuning run failed, no arm has a score.
-    if table is None or not table.averaged or not table.study["arms"]:
+    if table is None or table.start is None or not (table.averaged and table.study["arms"]):
         return Gains({}, "")
     outcome = "plain:tasks" if len(table.averaged) == 1 else "tasks"
     if outcome not in table.scales:
         # One run has no SDs, in which tasks with different units have a mean.
         outcome = table.averaged[0]
-    unit = table.scales[outcome].unit
-    arms, runs = table.complete_runs(outcome)
-    gains = table.scales[outcome].sign * (runs - table.runs(outcome, table.start))
-    shared = np.isfinite(gains).all(axis=0)
-    if not shared.any():
-        return Gains({}, unit)
-    means = gains[:, shared].mean(axis=1)
-    return Gains(dict(zip(arms, means.tolist())), unit)
+    return Gains(table.means(outcome, over=table.start), table.scales[outcome].unit)
 
 
 def hash_of(checkpoint: Path) -> str | None:

@@ -8,9 +8,8 @@ margin, on two texts or models.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
-
-from maskwise.recipe.yamls import Plain
 
 RATES = {4e6: 1e-3, 22e6: 1e-4, 110e6: 5e-5, 340e6: 3e-5}
 """AdamW's learning rate of further training by number of weights: the bundled encoder, MiniLM, base
@@ -18,19 +17,18 @@ and large models."""
 MOST_FOR_MUON, MUON_RATE = 15e6, 5e-3
 """Small models learn faster with Muon. Larger ones were pre-trained with AdamW and keep it."""
 
-ARMS: dict[str, Plain] = {
-    "words-30": {"masking.policy": "whole-word", "masking.ratio": 0.30},
+USUAL_ARM = "words-30"
+"""The arm that ``adapt`` compares with the unchanged model."""
+ARMS: dict[str, Mapping[str, object]] = {
+    USUAL_ARM: {"masking.policy": "whole-word", "masking.ratio": 0.30},
     "token-15": {"masking.ratio": 0.15},
     "token-30": {"masking.ratio": 0.30},
     "token-40": {"masking.ratio": 0.40},
     "tsdae": {"objective": {"tsdae": {}}},
 }
 """The arms that recipes for files can have."""
-SPANS: Plain = {"masking.policy": "span", "masking.ratio": 0.30}
-"""The arm ``words-30`` in text without spaces, where there are no whole words."""
-
-USUAL_ARM = "words-30"
-"""The arm that ``adapt`` compares with the unchanged model."""
+UNSPACED_ARMS = ARMS | {USUAL_ARM: {"masking.policy": "span", "masking.ratio": 0.30}}
+"""The arms in text without spaces, where there are no whole words."""
 STEPS = 600
 """Default number of further training steps, and default maximum of the steps of a new head."""
 
