@@ -88,7 +88,6 @@ def changed_tokens(
     return made
 
 
-@torch.no_grad()
 def changed_model(
     model: PreTrainedModel,
     changes: Iterable[Change],
@@ -108,10 +107,18 @@ def changed_model(
     """
     of_tokens = iter(origins)
     for step in changes:
-        if step.changes_tokens:
-            change_tokens(model, next(of_tokens))
-        model = step(model, tokenizer).model
+        rows = next(of_tokens) if step.changes_tokens else Origins()
+        model = _made(step, model, rows, tokenizer).model
     return model
+
+
+@torch.no_grad()
+def _made(
+    step: Change, model: PreTrainedModel, rows: Origins, tokenizer: PreTrainedTokenizerFast
+) -> Changed:
+    """Return a model after one change: first it gets the rows of its tokens, then its weights."""
+    change_tokens(model, rows)
+    return step(model, tokenizer)
 
 
 def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[str, Any]:
@@ -152,14 +159,14 @@ def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[st
     model, lacking, dtype = load_as_saved(old)
     facts: dict[str, Any] = {"folder": str(target), "changes": {}, "warnings": []}
     sizes = [_size(model)]
+    # Step by step, and not first all tokens and then all weights, so that an error names the change
+    # after which the model is wrong.
     for spec, step in zip(specs, steps, strict=True):
-        [made] = changed_tokens(loaded, [step], None)
-        loaded = made.tokenizer
-        with torch.no_grad():
-            change_tokens(model, made.rows)
-            model, did = step(model, loaded)
+        [of_tokens] = changed_tokens(loaded, [step], None)
+        loaded = of_tokens.tokenizer
+        model, did = _made(step, model, of_tokens.rows, loaded)
         _require_configured(model, spec)
-        facts["changes"][spec] = made.facts | did
+        facts["changes"][spec] = of_tokens.facts | did
     sizes.append(_size(model))
     facts["weights"] = sizes
     facts["megabytes"] = [dtype.itemsize * size / 1e6 for size in sizes]
