@@ -358,6 +358,7 @@ class Store:
         for name, (part,) in self._choices.items():
             files, keys, file, row = self._index(part)
             # Corpora that share texts may have them in several files; the last one is the latest.
+            # The place of a text before all others is -1, which selects the key of no text.
             places = keys.searchsorted(wanted, side="right") - 1
             lacking = np.append(keys, -1)[places] != wanted
             if lacking.any():

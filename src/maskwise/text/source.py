@@ -454,47 +454,52 @@ def _fasta(path: Path, fields: FieldNames) -> Iterator[Entry]:
     first: int | None = None
     size = 0
     title = ""
-    dropped = False
-    continues = False
     letters: list[str] = []
+    # A sequence is yielded at the next header, so an extra header is added after the last one.
+    for text, is_header in chain(_fasta_lines(path), [(">", True)]):
+        if not is_header and not number:
+            raise MaskwiseError(
+                f"{path} is not a FASTA file: it has no header",
+                got=text[:40],
+                do="begin every sequence with a line >NAME, or rename the file to .txt",
+            )
+        if number and (is_header or size >= LONGEST_TEXT):
+            sequence = re.sub(r"[-.\s]", "", "".join(letters)).rstrip("*").upper()
+            if re.search("[^A-Za-z]", sequence):
+                yield number, Skip(NO_LETTERS, f"sequence {title}"), None
+            else:
+                if not is_header and first is None:
+                    first = text_id(sequence)
+                content = sequence if first is None else Part(sequence, first)
+                yield number, {fields.id: title, fields.text: content}, None
+            letters = []
+            size = 0
+        if is_header:
+            number += 1
+            first = None
+            title = text[1:].strip()
+        else:
+            letters.append(text)
+            size += len(text)
+
+
+def _fasta_lines(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield the lines of a FASTA file but for blank ones and comments, and whether each is a
+    header. Very long lines are yielded in parts, but of a header only the first.
+    """
+    continues = dropped = False
     with opened(path) as file:
-        # Very long lines are read in parts. A sequence is yielded at the next header, so an extra
-        # header is added after the last one.
-        for line in chain(iter(partial(file.readline, LONGEST_LINE), b""), [b"\n", b">"]):
+        for line in iter(partial(file.readline, LONGEST_LINE), b""):
             # Bad bytes become characters that are not letters, so that the sequence is skipped.
             text = line.decode(errors="replace").strip().lstrip("\ufeff")
-            header = text.startswith(">") and not continues
-            if not continues:
-                # The rest of a very long header or comment is dropped.
-                dropped = header or text.startswith(";")
             begins = not continues
             continues = not line.endswith(b"\n")
-            if not text or text.startswith(";") or (dropped and not begins):
-                continue
-            if not header and not number:
-                raise MaskwiseError(
-                    f"{path} is not a FASTA file: it has no header",
-                    got=text[:40],
-                    do="begin every sequence with a line >NAME, or rename the file to .txt",
-                )
-            if number and (header or size >= LONGEST_TEXT):
-                sequence = re.sub(r"[-.\s]", "", "".join(letters)).rstrip("*").upper()
-                if re.search("[^A-Za-z]", sequence):
-                    yield number, Skip(NO_LETTERS, f"sequence {title}"), None
-                else:
-                    if not header and first is None:
-                        first = text_id(sequence)
-                    content = sequence if first is None else Part(sequence, first)
-                    yield number, {fields.id: title, fields.text: content}, None
-                letters = []
-                size = 0
-            if header:
-                number += 1
-                first = None
-                title = text[1:].strip()
-            else:
-                letters.append(text)
-                size += len(text)
+            is_header = begins and text.startswith(">")
+            if begins:
+                # The rest of a very long header or comment is dropped.
+                dropped = is_header or text.startswith(";")
+            if text and not text.startswith(";") and (begins or not dropped):
+                yield text, is_header
 
 
 def _source_code(path: Path, fields: FieldNames) -> Iterator[Entry]:
