@@ -295,11 +295,13 @@ def places_of_tokens(
         begin = start + len(part) - len(part.lstrip())
         size = len(part.strip())
         ends = np.cumsum(sizes)
+        # The names of the tokens are not what is written, such as after a change to lower case.
         if ends[-1] != size:
             ends = (np.arange(1, len(sizes) + 1) * size) // len(sizes)
         found += pairwise([begin, *(begin + ends).tolist()])
     places = np.zeros((len(content), 2), np.int64)
     kept = np.flatnonzero(content)
+    # The row may have been cut.
     places[kept] = np.array(found, np.int64).reshape(-1, 2)[: len(kept)]
     return [(int(start), int(stop)) for start, stop in places]
 

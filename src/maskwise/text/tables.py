@@ -260,17 +260,25 @@ def _are_quotes(ahead: Sequence[str], before: int, width: int, whole: bool) -> b
         width: as for ``_escape``.
         whole: whether no line follows. Otherwise, the last cell may go on behind these lines.
     """
+    # A quoted cell begins and ends at the edge of a cell; a mark inside is doubled. ``*+`` gives
+    # nothing back, so that a doubled mark never ends a cell.
     end = r'"(?=[\t\n]|\r\n|\Z)' if whole else r'(?:"(?=[\t\n]|\r\n)|\Z)'
     cell = re.compile(rf'(?:(?<=[\t\n])|\A)"((?:[^"]|"")*+){end}')
     text = "".join(ahead)
     quoted = cell.findall(text)
+    # A NUL, which no table has, stands for each quoted cell, so that line breaks in it are gone.
     rest = cell.sub("\0", text)
     rows = [row for row in rest.split("\n") if row.strip()]
-    if sum("\0" in row for row in rows) >= QUOTED_SHARE * (len(rows) + max(before - 1, 0)):
+    with_quotes = sum("\0" in row for row in rows)
+    if with_quotes >= QUOTED_SHARE * (len(rows) + max(before - 1, 0)):
         return True
+    if '"' in rest:
+        return False
     widths = {line.count("\t") + 1 for line in ahead if line.strip()} | {width} - {0}
-    needed = len(widths) > 1 or any('""' in inside for inside in quoted)
-    return needed and '"' not in rest and all(re.search(r'[\t\n"]', each) for each in quoted)
+    has_doubled = any('""' in inside for inside in quoted)
+    # Marks around a cell without tabs, line breaks or marks could as well belong to its text.
+    each_needs_them = all(re.search(r'[\t\n"]', inside) for inside in quoted)
+    return (has_doubled or len(widths) > 1) and each_needs_them
 
 
 def _distinct(names: Iterable[str]) -> list[str]:

@@ -193,6 +193,7 @@ def _class_before(kinds: Classes, extend: Flags) -> Classes:
     before = padded[:-1].copy()
     # Few characters extend another, so only those after them need a look further back.
     place = np.flatnonzero(extend)
+    # The first of each run of such characters; ``place − index`` changes where a run begins.
     run = np.maximum.accumulate(np.where(changes(place - np.arange(len(place))), place, 0))
     after = place + 1 < len(kinds)
     before[place[after] + 1] = padded[run[after]]

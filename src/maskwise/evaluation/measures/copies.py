@@ -101,6 +101,8 @@ def _found(
         own = np.unique(shingles)
         begin = all_shingles.searchsorted(own)
         end = all_shingles.searchsorted(own, side="right")
+        # A near copy has a share SIMILAR of the shingles, so it has at least one of any set that is
+        # larger than the rest. The set of the rarest ones has the fewest documents to compare.
         rarest = np.argsort(end - begin)[: len(own) - int(SIMILAR * len(own)) + 1]
         holders = [owner[i:j] for i, j in zip(begin[rarest], end[rarest])]
         for place in np.unique(np.concatenate(holders)):
