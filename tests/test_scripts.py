@@ -18,12 +18,29 @@ from types import SimpleNamespace
 import pytest
 
 from maskwise.recipe import read_recipe
+from maskwise.tasks import load_task
 from maskwise.text.new_words import read_words
+from maskwise.text.rows import held_out_below
 from tiny import find_recipe, read_lines, write_lines
 
 SPLITS = ("train", "dev", "test")
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
+
+
+@pytest.mark.script
+def test_titles_of_dev_and_test_are_of_documents_that_are_held_out(tmp_path, capsys):
+    out = tmp_path / "pairs.jsonl"
+    runpy.run_path(str(SCRIPTS / "title_pairs.py"))["main"](out)
+    assert "800 train, 100 dev, 500 test" in capsys.readouterr().out
+    task = load_task(f"{out}(kind=retrieval, fine_tuned=true)")
+    recipe = ROOT / "benchmarks" / "recipes" / "retrieval-pretraining.yaml"
+    corpus = read_recipe(recipe, [f"tasks=['{out}(kind=retrieval)']"]).corpus
+    end = held_out_below(corpus.held_out)
+    places = {document.text[:400]: document.place for document in corpus.documents()}
+    for split, rows in task.splits.items():
+        for row in rows:
+            assert (places[row.passage] < end) == (split != "train")
 
 
 @pytest.mark.script
