@@ -425,6 +425,13 @@ def unrounded(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def precise(device: str) -> AbstractContextManager[object]:
+    """A context that turns autocast off."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def as_scalar(number: int, beside: Tensor) -> Tensor:
     """Return a number as a scalar on the device of ``beside``."""
     # ``full`` does not make the host wait, but copying a tensor from the host would.
@@ -621,7 +628,10 @@ class InBatchNegatives(Classification):
             )
         queries, passages = (self.vectors(batch, prefix) for prefix in ("query_", ""))
         rivals = batch["wrong"].scatter(1, own.unsqueeze(1), True)
-        scores = (queries @ passages.T / self.temperature).masked_fill(~rivals, -math.inf)
+        # In bf16, cosines near 1 would all be equal.
+        with precise(queries.device.type):
+            scores = queries @ passages.T / self.temperature
+        scores = scores.masked_fill(~rivals, -math.inf)
         return Loss.of(cross_entropy(scores, own, reduction="none"))
 
     def vectors(self, batch: Tensors, prefix: str) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,6 +41,7 @@ from maskwise.objectives.base import (
     check_all_asked,
     encoded,
     model_inputs,
+    precise,
     target_places,
 )
 from maskwise.objectives.chunks import token_losses
@@ -408,13 +409,6 @@ class ContrastiveSentences(Objective):
                 for layer in layers:
                     layer.p = self.dropout
             yield
-
-
-def precise(device: str) -> AbstractContextManager[object]:
-    """A context that turns autocast off."""
-    if not torch.amp.is_autocast_available(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
 
 
 def rows_of_all_ranks(mine: Tensor) -> tuple[Tensor, int]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,12 +169,13 @@ class Candidates(NamedTuple):
 def _rank_baseline(task: Task) -> float:
     """Return the expected score of a random ranking."""
     score = METRICS[task.metric]
-    scores = []
     texts = Candidates.of(task.splits["test"], task.kind.corpus)
-    for wrong in texts.wrong.sum(1).tolist():
-        ranks = range(1, wrong + 2)
-        scores.append(score(np.ones(len(ranks)), ranks))
-    return fmean(scores)
+    total = 0.0
+    # Most queries have as many wrong texts.
+    for wrong, queries in Counter(texts.wrong.sum(1).tolist()).items():
+        ranks = np.arange(1, wrong + 2)
+        total += queries * score(np.ones(len(ranks)), ranks)
+    return total / len(texts.own)
 
 
 def _ranks(task: Task, vectors: ByText) -> ByAnswer:
