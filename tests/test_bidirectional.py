@@ -32,6 +32,7 @@ from maskwise.objectives.base import require_fitting_head
 from maskwise.objectives.mlm import MaskedNextTokenPrediction
 from maskwise.recipe import read_recipe
 from maskwise.studies import run_study
+from maskwise.tasks.finetuning import load_network
 from maskwise.tasks.tensors import embed, encode_texts
 from maskwise.text import load_tokenizer, read_documents, train_tokenizer
 
@@ -205,6 +206,27 @@ def test_the_last_token_can_be_the_vector_of_a_text(llama: Path) -> None:
         with torch.no_grad():
             states = model(input_ids=ids).last_hidden_state[0, -1]
         torch.testing.assert_close(vector, states, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_for_sequences_reads_the_last_token_of_each_text(
+    llama: Path, tmp_path: Path
+) -> None:
+    rows = [{"text": text[: 20 + 9 * at], "label": at % 2} for at, text in enumerate(TEXTS[:30])]
+    (tmp_path / "parity.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = mw.load_task(tmp_path / "parity.jsonl", kind="sequence-classification")
+    tokenizer = load_tokenizer(str(llama), needs_mask=False)
+    how: dict[str, Any] = {"config": None, "max_length": 64, "seed": 0}
+    model = load_network(llama, task, tokenizer, **how).eval()
+    alone = [tokenizer(row["text"], return_tensors="pt")["input_ids"] for row in rows[:3]]
+    longest = max(ids.shape[1] for ids in alone)
+    end = tokenizer.eos_token_id
+    padded = torch.full((3, longest), end)
+    for row, ids in zip(padded, alone, strict=True):
+        row[: ids.shape[1]] = ids
+    with torch.no_grad():
+        found = model(input_ids=padded, attention_mask=(padded != end).long()).logits
+        expected = torch.cat([model(input_ids=ids).logits for ids in alone])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from maskwise.base.constants import LOWER_IS_BETTER
 from maskwise.base.devices import best_device
 from maskwise.base.errors import MaskwiseError, whole_number
 from maskwise.base.folders import write_lines
+from maskwise.models.decoders import is_decoder
 from maskwise.models.families import check_fit, check_room, evaluating
 from maskwise.models.loading import load_task_model, task_config, weights_of
 from maskwise.objectives.base import Objective
@@ -41,6 +42,7 @@ from maskwise.tasks.tensors import (
     embed,
     encode,
     encode_texts,
+    padding_id,
     warn_of_cuts,
 )
 from maskwise.text import load_tokenizer
@@ -524,6 +526,9 @@ def load_network(
         task.kind.check_model(config)
     check_fit(config, len(tokenizer), do="give the tokenizer that the checkpoint was trained with")
     check_room(config, max_length, what="max_length")
+    if is_decoder(config):
+        # Heads for sequences read a decoder's last token: the last one that is not this id.
+        config.get_text_config().pad_token_id = padding_id(tokenizer)
     return load_task_model(checkpoint, config, head=task.kind.head, seed=seed)
 
 
