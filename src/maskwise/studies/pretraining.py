@@ -105,7 +105,7 @@ def pretrain(
     counts = torch.from_numpy(data.training.unigram_counts(len(data.tokenizer)))
     log_unigram = log_frequencies(counts)
     network = network_of(recipe, data, log_unigram)
-    if recipe.masking.ends != "none":
+    if training.steps and any(each.ends != "none" for _, each in recipe.masked.values()):
         setattr(network.config, WRITES_END, True)
     made = learning(network, data, recipe)
     sources: Iterable[Source] = [made.source]
