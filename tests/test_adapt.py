@@ -714,6 +714,19 @@ def test_a_study_whose_estimate_is_above_the_time_is_not_rehearsed(
     assert " min to 40 min" in capfd.readouterr().out
 
 
+def test_a_time_without_a_bound_has_advice(texts, tmp_path, capfd, monkeypatch):
+    """By default, English text is measured for what is forgotten: nothing bounds that time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked: tuple[Any, ...] = ("adapt", "bundled:encoder", texts, "--keep", "bundled:wikipedia")
+    asked += ("--out", tmp_path / "out", "--dry-run", "--time")
+    assert maskwise(*asked, "40m", "--steps", 900_000) == 0
+    said = capfd.readouterr().out
+    steps = int(re.findall(r"set --steps (\d+)", said)[0])
+    assert 100 < steps < 900_000 and "at least" in said.splitlines()[-1]
+    assert maskwise(*asked, "40m", "--steps", steps, "--no-timing") == 0
+    assert "takes longer" not in capfd.readouterr().out
+
+
 def test_a_time_that_cannot_be_rehearsed_is_that_of_the_estimate(
     texts, tmp_path, capfd, monkeypatch
 ):

@@ -110,7 +110,9 @@ class Adaptation:
         return {"jobs": self.request.jobs, "processes": self.request.processes}
 
     def _fewer_steps(self, plan: Plain) -> Plain:
-        """Find the largest number of steps with which the study surely keeps the limit.
+        """Find the largest number of steps with which the study keeps the limit.
+
+        It surely does if something bounds the time of all stages; otherwise it may.
 
         Args:
             plan: the plan with the steps that the user asks for.
@@ -123,14 +125,14 @@ class Adaptation:
         def seconds_of(steps: int) -> float:
             recipe = draft_of(replace(self.request, steps=steps), self._texts).recipe
             # It is a different study, so stages of this one's folder are not its own.
-            return _most(dry_run(recipe, self._folder / "fewer", **self._where))
+            return _bound(dry_run(recipe, self._folder / "fewer", **self._where))
 
         steps = self.request.steps
-        seconds = _most(plan)
+        seconds = _bound(plan)
         least = min(LEAST_STEPS, steps)
         fewest = seconds_of(least)
         if fewest > self._limit:
-            return {"steps": least, "seconds": fewest if math.isfinite(fewest) else None}
+            return {"steps": least, "seconds": fewest}
         while seconds > self._limit:
             # Interpolate, because the time is roughly linear in the number of steps.
             share = (self._limit - fewest) / (seconds - fewest)
@@ -145,15 +147,17 @@ class Adaptation:
         fewer = plan["limit"]
         if self._limit is None or fewer is None:
             return None
-        steps = option("steps", fewer["steps"])
-        if fewer["seconds"] is None:
-            do = f"no number of steps is known to keep it: remove {option('time')}"
-        elif fewer["seconds"] > self._limit:
+        steps, takes = option("steps", fewer["steps"]), duration(fewer["seconds"])
+        bounded = not plan["unknown"] or plan["most_seconds"] is not None
+        if fewer["seconds"] > self._limit:
             # The next rehearsal may differ a little.
             enough = option("time", f"{math.ceil(1.2 * fewer['seconds'] / 60)}m")
-            do = f"even {steps} may take {duration(fewer['seconds'])}: give it, and {enough}"
+            may = "may take" if bounded else "takes at least"
+            do = f"even {steps} {may} {takes}: give it, and {enough}"
+        elif bounded:
+            do = f"set {steps}, the most that keep it ({takes}), or allow more"
         else:
-            do = f"set {steps}, the most that keep it ({duration(fewer['seconds'])}), or allow more"
+            do = f"set {steps}, the most that may keep it (at least {takes}), or allow more"
         return MaskwiseError(
             f"the study takes longer than {option('time')}",
             got=range_words(plan),
@@ -216,6 +220,7 @@ class Adaptation:
         }
 
 
-def _most(plan: Plain) -> float:
-    """Return the most seconds of a plan."""
-    return math.inf if plan["most_seconds"] is None else float(plan["most_seconds"])
+def _bound(plan: Plain) -> float:
+    """Return the most seconds of a plan; the least, if nothing bounds them."""
+    most = plan["most_seconds"]
+    return float(plan["least_seconds"] if most is None else most)
