@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from maskwise import encode
+from maskwise.base.constants import WRITES_END
 from maskwise.base.errors import MaskwiseError
 from maskwise.masking import Noising
 from maskwise.masking.line import Frame, Line
@@ -129,3 +130,31 @@ def test_a_model_that_learned_short_texts_stops(tmp_path: Path) -> None:
     # A gap inside of a prompt cannot end the text.
     inside = [*writer.write("red [MASK*2] blue", seed=1)][-1]
     assert len(inside.text.split()) == 4
+
+
+def test_ends_that_one_of_several_objectives_learns_are_written(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n\n".join(f"{text} {n}" for n in range(9) for text in TEXTS))
+    given = {
+        "corpus": {
+            "source": str(tmp_path / "texts.txt"),
+            "length": 16,
+            "layout": "document",
+            "held_out": 0.2,
+        },
+        "tokenizer": {"vocab_size": 64},
+        "model": {"architecture": "bert", "settings": SMALL},
+        "evaluation": {"masks": "token", "rows": 4},
+        "sampler": "uniform",
+    }
+    diffusion = {"objective": "diffusion", "masking": {"ends": "padding"}}
+    for steps in (2, 0):
+        recipe = read_recipe(
+            {
+                **given,
+                "objective": {"mlm": {"objective": "mlm"}, "diffusion": diffusion},
+                "training": {"steps": steps, "batch_size": 8},
+            }
+        )
+        folder = run_pretrain(recipe, tmp_path / f"out-{steps}")["checkpoint"]
+        # A model that was not trained has not learned them.
+        assert getattr(load_config(folder), WRITES_END, False) == (steps > 0)
