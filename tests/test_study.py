@@ -93,6 +93,15 @@ def test_another_task_does_not_train_again(recipe, finished, tmp_path, capsys):
     assert {name.partition("-")[0] for name in trained} == {"finetune", "overlap"}
 
 
+def test_an_arm_without_training_shows_no_masks(recipe, tmp_path):
+    given = ("training.steps=4", "tasks=[]", "study.seeds=1")
+    idle = "{training.steps: 0, masking.ratio: linear-decay(0.3)}"
+    arms = f"study.arms={{token-15: {{}}, idle: {idle}}}"
+    out = tmp_path / "out"
+    assert maskwise("study", recipe, *given, arms, "--out", out, "--jobs", 1) == 0
+    assert "idle" not in load_json(out / "samples.json")
+
+
 # What a study leaves
 # ----------------------------------------------------------------------------
 

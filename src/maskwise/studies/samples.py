@@ -61,7 +61,7 @@ def samples(runs: Sequence[Run], store: StageStore) -> dict[str, list[Plain]]:
         texts = link.corpus.documents()
         long_texts = (document for document in texts if len(document.text) > MIN_CHARACTERS)
         # A short training has fewer steps than are shown of a long one.
-        shown_steps = np.unique(np.linspace(0, max(0, steps - 1), MOMENTS).round().astype(int))
+        shown_steps = np.unique(np.linspace(0, steps - 1, MOMENTS).round().astype(int))
         shown[run.arm] = []
         for document in islice(long_texts, SAMPLES):
             text = document.text
@@ -112,7 +112,7 @@ def maskers(
             first.setdefault(run.arm, run)
     for run in first.values():
         link = run.recipe.links()[-1]
-        if link.masking.policy not in link.masked_by:
+        if link.masking.policy not in link.masked_by or not link.training.steps:
             continue
         data = open_prepared(store.folder(run.prepared))
         # With several objectives, samples show the masks of those that use the recipe's masking.
