@@ -133,7 +133,8 @@ def test_a_model_that_learned_short_texts_stops(tmp_path: Path) -> None:
 
 
 def test_ends_that_one_of_several_objectives_learns_are_written(tmp_path: Path) -> None:
-    (tmp_path / "texts.txt").write_text("\n\n".join(f"{text} {n}" for n in range(9) for text in TEXTS))
+    texts = [f"{text} {number}" for number in range(9) for text in TEXTS]
+    (tmp_path / "texts.txt").write_text("\n\n".join(texts))
     given = {
         "corpus": {
             "source": str(tmp_path / "texts.txt"),
