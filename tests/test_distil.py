@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from maskwise.base.errors import MaskwiseError
 from maskwise.changes import KeptLayers
@@ -317,3 +317,39 @@ def test_adapt_saves_the_student_and_says_how_fast_it_is(tmp_path: Path) -> None
     adapted = StudyResult.read(out)
     said = " ".join([adapted.answer, *adapted.details])
     assert "The student:" in said and "2 of 4 layers" in said
+
+
+@pytest.mark.parametrize(
+    ("family", "layout", "said"),
+    [("distilbert", "packed", "corpus.layout=document"), ("llama", "document", "an encoder")],
+)
+def test_a_teacher_must_read_the_same_rows_at_the_same_places(
+    family: str, layout: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    model("bert").save_pretrained(student)
+    if family == "llama":
+        both = AutoConfig.for_model(
+            family,
+            vocab_size=len(tokenizer()),
+            hidden_size=config("bert").hidden_size,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            pad_token_id=0,
+        )
+        both.is_causal = False
+        AutoModelForCausalLM.from_config(both).save_pretrained(teacher)
+    else:
+        model(family).save_pretrained(teacher)
+    for folder in (teacher, student):
+        tokenizer().save_pretrained(folder)
+    write_lines(tmp_path / "texts.jsonl", [{"text": "the cat sat on the mat"}] * 40)
+    recipe = recipe_of(
+        tmp_path,
+        corpus={"source": str(tmp_path / "texts.jsonl"), "length": 16, "layout": layout},
+        model={"pretrained": str(student)},
+        objective={"a": f"distil({str(teacher)!r})"},
+    )
+    assert maskwise("pretrain", recipe, *TINY, "--out", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

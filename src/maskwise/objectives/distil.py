@@ -17,7 +17,7 @@ from maskwise.base.devices import moved
 from maskwise.base.errors import MaskwiseError, finite_number
 from maskwise.masking import MaskedBatch
 from maskwise.masking.batch import Lengths
-from maskwise.models.families import picked, prediction_head, width_of
+from maskwise.models.families import Decoder, adapter_of, picked, prediction_head, width_of
 from maskwise.models.flops import Work, encoder_attention
 from maskwise.models.loading import empty_model, has_head, load_config, load_model
 from maskwise.objectives.base import Loss, encoded, target_places, unrounded
@@ -74,6 +74,12 @@ class Distillation(MaskedLanguageModelling):
         self.labels = labels
         self.states = states
         config = load_config(teacher)
+        if isinstance(adapter_of(config), Decoder):
+            raise MaskwiseError(
+                f"objective distil: the head of {teacher!r} predicts the token after a position",
+                got=f"{config.model_type}, a decoder",
+                do="name an encoder as the teacher",
+            )
         if predictions and not has_head(teacher):
             raise MaskwiseError(
                 f"objective distil: {teacher!r} has no head that predicts tokens",

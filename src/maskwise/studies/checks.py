@@ -505,6 +505,8 @@ def _check_model(
                 teacher = load_config(given)
                 _check_teacher(given, arm, tokenizer)
                 check_room(teacher, link.corpus.length, what=f"{setting}, for {given},")
+                layout = objective.kind.reads(link.corpus.row_layout, config)
+                _check_apart(given, teacher, layout)
                 # The objective refuses what does not fit; here, without weights.
                 with torch.device("meta"):
                     build_objective(objective.call, empty_model(config))
@@ -536,6 +538,23 @@ def _check_teacher(start: str, arm: Recipe, tokenizer: PreTrainedTokenizerBase) 
             f"the model that is trained and {start}, from which it learns, have other tokens",
             got=differing,
             do="give both the tokens of the teacher (tokenizer.name), or name another teacher",
+        )
+
+
+def _check_apart(start: str, teacher: PreTrainedConfig, layout: str) -> None:
+    """Raise an error if a model that an objective names reads the documents of a row as one text.
+
+    Args:
+        start: the name of this model.
+        teacher: its configuration.
+        layout: the layout in which the trained model reads rows.
+    """
+    if layout == "packed" and not adapter_of(teacher).separates:
+        raise MaskwiseError(
+            f"{start}, from which a model learns, would read the documents of a row as one text: "
+            f"{NO_DOCUMENTS}",
+            got=f"{teacher.model_type}, corpus.layout={layout}",
+            do="set corpus.layout=document",
         )
 
 
