@@ -353,28 +353,39 @@ class Store:
         """
         if not self.fitted:
             return self.of(texts).annotate(texts)
-        wanted = np.array(list(map(text_id, texts)), dtype=np.int64)
+        keys = np.array(list(map(text_id, texts)), dtype=np.int64)
         spans: list[Found] = [{} for _ in texts]
         for name, (part,) in self._choices.items():
-            files, keys, file, row = self._index(part)
-            # Corpora that share texts may have them in several files; the last one is the latest.
-            # The place of a text before all others is -1, which selects the key of no text.
-            places = keys.searchsorted(wanted, side="right") - 1
-            lacking = np.append(keys, -1)[places] != wanted
-            if lacking.any():
-                first = int(lacking.argmax())
-                raise MaskwiseError(
-                    f"the layers in {self.folder} were made from different texts",
-                    got=f"{texts[first][:40]!r}…, text key {wanted[first]}",
-                    allowed=f"the {len(np.unique(keys)):,} texts that {part.spec} has annotated",
-                    do=f"run maskwise annotate on the whole corpus, all of its sources together, "
-                    f"into {self.folder}",
-                )
+            index = self._index(part)
             columns = layer_columns(name, self.layers[name])
-            for found, number, at in zip(spans, file[places].tolist(), row[places].tolist()):
-                table = self._table(part, files[number])
-                found[name] = CharSpans(*[table[each][at].values.to_numpy() for each in columns])
+            places = self._places_of(part, keys, texts)
+            files, rows = index.file[places].tolist(), index.row[places].tolist()
+            for found, file, row in zip(spans, files, rows):
+                table = self._table(part, index.files[file])
+                found[name] = CharSpans(*[table[each][row].values.to_numpy() for each in columns])
         return spans
+
+    def _places_of(self, part: KeptAnnotator, keys: Ints, texts: Sequence[str]) -> Ints:
+        """Return the places (N,) of N texts, whose hashes are ``keys``, in the index of a part.
+
+        Raises:
+            MaskwiseError: a text has no annotations.
+        """
+        known = self._index(part).keys
+        # Corpora that share texts may have them in several files; the last one is the latest.
+        places = known.searchsorted(keys, side="right") - 1
+        # The place of a text before all others is -1, which selects the key of no text.
+        lacking = np.append(known, -1)[places] != keys
+        if lacking.any():
+            first = int(lacking.argmax())
+            raise MaskwiseError(
+                f"the layers in {self.folder} were made from different texts",
+                got=f"{texts[first][:40]!r}…, text key {keys[first]}",
+                allowed=f"the {len(np.unique(known)):,} texts that {part.spec} has annotated",
+                do=f"run maskwise annotate on the whole corpus, all of its sources together, "
+                f"into {self.folder}",
+            )
+        return places
 
     def _index(self, part: KeptAnnotator) -> _Index:
         if part.folder not in self._indexes:

@@ -112,31 +112,12 @@ def _encoded(
     if not texts:
         return []
     if split and max_length is None:
-        max_length = tokenizer.model_max_length
-        if max_length > LONGEST_MODEL:
-            raise MaskwiseError(
-                "split needs the length of a row, because this tokenizer has no model_max_length",
-                do="pass max_length=…",
-            )
-    documents = [Document("", text) for text in texts]
-    read = partial(_encodings, tokenizer, framed=False) if tokenizer.is_fast else None
-    together = Together(annotators) if annotators else None
-    fast: Any = tokenizer
-    tokens = [*tokenise(documents, fast, layers=together, words=rule, encode=read)]
-    sizes = np.concatenate([batch.lengths for batch in tokens])
-    columns = {
-        name: np.concatenate([batch.columns[name] for batch in tokens])
-        for name in tokens[0].columns
-    }
+        max_length = _longest_row(tokenizer)
+    sizes, columns = _tokens_of(texts, tokenizer, annotators, rule)
     before, after = _frame(tokenizer, texts, sizes)
     lengths = sizes + len(before) + len(after)
-    limit = tokenizer.model_max_length
-    longer = int((lengths > limit).sum())
-    if max_length is None and longer:
-        _warn(
-            f"{longer:,} of {len(texts):,} texts are longer than the model's {limit:,} tokens and "
-            f"were not cut; pass max_length={limit}, and split=True to lose nothing"
-        )
+    if max_length is None:
+        _warn_of_longer(lengths, tokenizer.model_max_length)
     _warn_of_texts(tokenizer, texts, sizes, columns)
     room = int(sizes.max(initial=1))
     if max_length is not None and (lengths > max_length).any():
@@ -159,15 +140,67 @@ def _encoded(
             row = _row(piece_id(name, begin - start), columns, slice(begin, end), before, after)
             rows.append(row)
         made.append(rows)
+    _warn_of_cuts(sizes, parts, max_length)
+    return made
+
+
+def _longest_row(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the most tokens of a row for the model of this tokenizer.
+
+    Raises:
+        MaskwiseError: the tokenizer does not know it.
+    """
+    most = int(tokenizer.model_max_length)
+    if most > LONGEST_MODEL:
+        raise MaskwiseError(
+            "split needs the length of a row, because this tokenizer has no model_max_length",
+            do="pass max_length=…",
+        )
+    return most
+
+
+def _tokens_of(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    annotators: Sequence[Layered],
+    rule: WordRule,
+) -> tuple[Ints, Columns]:
+    """Return the number of tokens of each text (N,), and the columns of all tokens, (T,) each."""
+    documents = [Document("", text) for text in texts]
+    read = partial(_encodings, tokenizer, framed=False) if tokenizer.is_fast else None
+    together = Together(annotators) if annotators else None
+    fast: Any = tokenizer
+    tokens = [*tokenise(documents, fast, layers=together, words=rule, encode=read)]
+    sizes = np.concatenate([batch.lengths for batch in tokens])
+    columns = {
+        name: np.concatenate([batch.columns[name] for batch in tokens])
+        for name in tokens[0].columns
+    }
+    return sizes, columns
+
+
+def _warn_of_longer(lengths: Ints, limit: int) -> None:
+    """Warn of rows (N,) that are longer than what the model reads, and are not cut."""
+    longer = int((lengths > limit).sum())
+    if longer:
+        _warn(
+            f"{longer:,} of {len(lengths):,} texts are longer than the model's {limit:,} tokens "
+            f"and were not cut; pass max_length={limit}, and split=True to lose nothing"
+        )
+
+
+def _warn_of_cuts(
+    sizes: Ints, parts: Sequence[Sequence[tuple[int, int]]], max_length: int | None
+) -> None:
+    """Warn of texts of N sizes of whose tokens some are in no row."""
     lost = sizes - [sum(end - begin for begin, end in part) for part in parts]
     if lost.any():
         _warn(
-            f"{(lost > 0).sum():,} of {len(texts):,} texts were cut to {max_length:,} tokens, and "
+            f"{(lost > 0).sum():,} of {len(sizes):,} texts were cut to {max_length:,} tokens, and "
             f"{lost.sum() / sizes.sum():.0%} of all tokens are lost; pass split=True (through "
             "map: fn_kwargs={'split': True}) to get rows for the whole texts",
             Truncated,
         )
-    return made
 
 
 def _warn_of_texts(
