@@ -39,6 +39,7 @@ from maskwise.masking import IGNORE, Noising
 from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import MaskedDiffusion
 from maskwise.training.checkpoint import LEARNED
+from maskwise.training.learners import TypeLearner
 from processes import two_ranks
 from test_training import close, same
 from training_tools import (
@@ -759,7 +760,9 @@ def test_what_would_be_done_twice_is_refused(tmp_path: Path) -> None:
         mw.MaskingCollator(Noising(tokenizer()))
 
 
-def test_a_policy_that_learns_from_right_answers_is_told_which_are_right(tmp_path: Path) -> None:
+def test_a_policy_that_learns_from_right_answers_is_told_which_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Right is what the model finds likeliest, and not what it gives more than a half."""
     masker = mw.Masker(
         tokenizer(), policy="type-weighted(every=1)", ratio=0.5, corruption="mask-only"
@@ -768,8 +771,7 @@ def test_a_policy_that_learns_from_right_answers_is_told_which_are_right(tmp_pat
         net := model("bert"), arguments(tmp_path, max_steps=1, learning_rate=0.0), masker=masker
     )
     seen: list[Any] = []
-    learner = made._learners["policy"]
-    learner.observe = lambda batch, outcome: seen.append((batch, outcome))  # type: ignore[method-assign]
+    monkeypatch.setattr(TypeLearner, "observe", lambda _, *given: seen.append(given))
     made.train()
     [(batch, outcome)] = seen
     with torch.no_grad():
@@ -779,7 +781,9 @@ def test_a_policy_that_learns_from_right_answers_is_told_which_are_right(tmp_pat
     assert torch.equal(outcome.right, logits[at].argmax(-1) == batch.labels[at])
 
 
-def test_a_policy_learns_from_every_batch_of_every_training(tmp_path: Path) -> None:
+def test_a_policy_learns_from_every_batch_of_every_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first one too, the one after an evaluation, and those of a second training."""
     masker = mw.Masker(tokenizer(), policy="type-weighted(every=1)", ratio=0.5)
     args = arguments(tmp_path, max_steps=4, eval_strategy="steps", eval_steps=2)
@@ -787,9 +791,10 @@ def test_a_policy_learns_from_every_batch_of_every_training(tmp_path: Path) -> N
     made = trainer(net, args, masker=masker, eval_dataset=HELD_OUT)
     observed: list[int] = []
     taught: list[int] = []
-    learner = made._learners["policy"]
-    learner.observe = lambda batch, outcome: observed.append(len(batch.labels))  # type: ignore[method-assign]
-    learner.after = lambda now: taught.append(now.done)  # type: ignore[method-assign]
+    monkeypatch.setattr(
+        TypeLearner, "observe", lambda _, batch, outcome: observed.append(len(batch.labels))
+    )
+    monkeypatch.setattr(TypeLearner, "after", lambda _, now: taught.append(now.done))
     for _ in range(2):
         observed.clear()
         taught.clear()
@@ -797,7 +802,9 @@ def test_a_policy_learns_from_every_batch_of_every_training(tmp_path: Path) -> N
         assert len(observed) == 4 and taught == [0, 1, 2, 3]
 
 
-def test_a_policy_resumes_from_a_checkpoint_of_another_name(tmp_path: Path) -> None:
+def test_a_policy_resumes_from_a_checkpoint_of_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It goes on as in the folder checkpoint-2; without its state there is one clear error."""
     saved = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
     masker = mw.Masker(tokenizer(), policy="type-weighted(every=1)", ratio=0.5)
@@ -806,8 +813,7 @@ def test_a_policy_resumes_from_a_checkpoint_of_another_name(tmp_path: Path) -> N
     (tmp_path / "checkpoint-2").rename(kept)
     made = trainer(model("bert"), arguments(tmp_path, max_steps=4), masker=masker)
     taught: list[int] = []
-    learner = made._learners["policy"]
-    learner.after = lambda now: taught.append(now.done)  # type: ignore[method-assign]
+    monkeypatch.setattr(TypeLearner, "after", lambda _, now: taught.append(now.done))
     made.train(resume_from_checkpoint=str(kept))
     # The state in the checkpoint already holds what was learned before step 2.
     assert taught == [3]
