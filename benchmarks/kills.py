@@ -135,6 +135,12 @@ ASKED_COMMANDS = {
         "OUT/page.html",
     ],
     "report": ["report", "STUDY", "--html", "OUT/page.html"],
+    "convert": ["convert", "OLD", "OUT", "--json"],
+    "change": ["change", "bundled:encoder", "OUT", "--with", "trim-tokens('SHARDS/0.jsonl')"],
+    "new": ["new", "SHARDS/0.jsonl", "ud-pos", "--out", "OUT/new.yaml"],
+    "generate": [
+        *("generate", "bundled:encoder", "--prompt", "The [MASK*100]", "--json"),
+    ],
 }
 """Commands that signals end. STUDY is the folder of the uninterrupted study."""
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -211,7 +217,7 @@ WAYS = {
     "finetune": Way(10, ["all"], ASKED_COMMANDS["finetune"]),
     "adapt": Way(10, ["main", "worker", "all"], ASKED_COMMANDS["adapt"]),
     "export": Way(10, ["all"], [*ASKED_COMMANDS["export"], "--json"]),
-    "convert": Way(10, ["all"], ["convert", "OLD", "OUT", "--json"]),
+    "convert": Way(10, ["all"], ASKED_COMMANDS["convert"]),
 }
 
 

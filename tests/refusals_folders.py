@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import maskwise as mw
 from maskwise.annotate.run import annotate_corpus
-from maskwise.base.folders import OutputFolder
+from maskwise.base.folders import OutputFolder, require_page, write_whole
 from maskwise.masking.settings import Masking
 from maskwise.masks.export import export_masks
 from maskwise.models.convert import convert
@@ -48,6 +49,15 @@ def holds(call: Callable[[Path], object], folder: Path) -> None:
     call(folder)
 
 
+def in_place_of_a_pipe(folder: Path) -> None:
+    """A device such as /dev/null would be replaced, too, if the user may do so."""
+    os.mkfifo(folder / "pipe")
+    try:
+        write_whole(folder / "pipe", "a page")
+    finally:
+        assert (folder / "pipe").is_fifo()
+
+
 def other_masks(folder: Path) -> None:
     for ratio in (0.2, 0.3):
         MASKS(folder, masking=Masking.of(ratio=ratio), max_length=32, epochs=(int(10 * ratio),))
@@ -63,6 +73,18 @@ ROWS = [
     *(
         Refusal(f"{name}: somebody's folder", partial(holds, call), ("thesis.tex", "new folder"))
         for name, call in CALLS.items()
+    ),
+    Refusal(
+        "a file in place of a pipe",
+        in_place_of_a_pipe,
+        ("pipe", "would be replaced"),
+        lambda folder: write_whole(folder / "file", "a page"),
+    ),
+    Refusal(
+        "a page in place of a folder",
+        lambda folder: require_page(folder),
+        ("no page", "page.html"),
+        lambda folder: require_page(folder / "page.html"),
     ),
     Refusal("export: other masks", other_masks, ("maskwise export bundled:wikipedia", "ratio")),
 ]

@@ -534,6 +534,14 @@ def test_a_document_is_a_line_or_a_block_as_in_a_recipe(per, documents, tmp_path
     assert len(Store(out).annotate(texts)) == documents
 
 
+def test_a_place_that_no_page_may_have_is_refused_before_the_work(tmp_path, capsys):
+    text, out = tmp_path / "small.txt", tmp_path / "out"
+    text.write_text("Anna saw New York in May.\n")
+    for page in (tmp_path, text):
+        assert maskwise("annotate", text, "--with", "words", "--out", out, "--html", page) == 2
+        assert "no page" in capsys.readouterr().err and not out.exists()
+
+
 @pytest.mark.parametrize("wanted", ["words,phrases", "phrases"])
 def test_a_small_text_has_no_phrases_and_is_told_so(wanted, tmp_path, capsys):
     text, page = tmp_path / "small.txt", tmp_path / "p.html"

@@ -876,6 +876,7 @@ def _partial(path: Path) -> Iterator[Path]:
     # The name of ".." is "..", although the folder has another name.
     if path.name in ("", ".."):
         raise MaskwiseError("this is not the name of a file or a folder", got=str(path))
+    _require_no_device(path)
     # Processes on other machines, or in other containers, may have the same number.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     LEFT.add(partial)
@@ -886,6 +887,16 @@ def _partial(path: Path) -> Iterator[Path]:
         if partial in LEFT:
             LEFT.discard(partial)
             remove(partial)
+
+
+def _require_no_device(path: Path) -> None:
+    """Raise an error if a file would replace a device or a pipe. Root may do so: without /dev/null,
+    no program can discard what it prints.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise MaskwiseError(
+            f"{path} is a device or a pipe, and would be replaced", do="give the name of a file"
+        )
 
 
 def credit() -> str:
@@ -991,6 +1002,24 @@ LONGEST = 1000
 """Maximum number of bytes before the first tag of a page."""
 
 
+def require_page(path: Path) -> Path:
+    """Return a path if a page may be written there.
+
+    Raises:
+        MaskwiseError: it is a folder, a device, or a file that is no page.
+    """
+    _require_no_device(path)
+    beginning = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            beginning = file.read(LONGEST)
+    if path.is_dir() or (beginning.strip() and b"<!doctype html>" not in beginning.lower()):
+        raise MaskwiseError(
+            f"{path} is no page, and would be replaced", do="give another name, such as page.html"
+        )
+    return path
+
+
 def write_page(
     path: Path, template: str, filters: Mapping[str, object] | None = None, **values: object
 ) -> None:
@@ -1004,14 +1033,7 @@ def write_page(
     Raises:
         MaskwiseError: the page cannot be written, or would replace a file that is no page.
     """
-    if path.is_file():
-        with path.open("rb") as file:
-            beginning = file.read(LONGEST)
-        if beginning.strip() and b"<!doctype html>" not in beginning.lower():
-            raise MaskwiseError(
-                f"{path} is no page, and would be replaced",
-                do="give another name, such as page.html",
-            )
+    require_page(path)
     environment = _pages()
     environment.filters |= filters or {}
     write_whole(path, environment.get_template(template).render(**values))

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from maskwise.base.constants import GAIN, MOST_SEEDS
 from maskwise.base.errors import MaskwiseError, duration, visible
-from maskwise.base.folders import results_folder, shipped
+from maskwise.base.folders import require_page, results_folder, shipped
 from maskwise.base.printing import Terminal, err_console, note, out_console, print_json, say, warn
 from maskwise.base.specs import is_path, split_options
 
@@ -140,7 +140,15 @@ Timing = Annotated[
     bool,
     typer.Option(help="Run stages with little text and few steps, unless their time is known."),
 ]
-Page = Annotated[Path | None, typer.Option("--html", help="Also write a page.")]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        help="Also write a page.",
+        # Before the work, whose page this is.
+        callback=lambda path: path and require_page(path),
+    ),
+]
 Words = Annotated[
     str,
     typer.Option(
