@@ -111,6 +111,27 @@ def all_windows(tokenizer, size: int) -> list[list[int]]:
     return [part for text in TEXTS for part in text_windows(tokenizer, text, size)]
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("spec", ["by-length(64)", "far-words(64)"])
+def test_unknown_tokens_are_not_predicted(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_tokenizer("bundled:encoder")
+    odd = "\u16a0 "
+    assert tokenizer(odd, add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id]
+    # An unknown word stands once in the first half of each row, and once at its end.
+    text = f"{odd} {TEXTS[0][:60]} " * 40
+    seen: list[torch.Tensor] = []
+    usual = torch.nn.functional.cross_entropy
+
+    def watched(logits, wanted, **how):
+        seen.append(wanted)
+        return usual(logits, wanted, **how)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", watched)
+    measure = measure_of(spec).on(HeldOutText(None, None, [text]))  # type: ignore[attr-defined, arg-type]
+    measure.measure(load_model("bundled:encoder").eval(), tokenizer)
+    assert seen and not any((wanted == tokenizer.unk_token_id).any() for wanted in seen)
+
+
 def test_short_documents_are_refused() -> None:
     measure = measure_of("by-length(512)").on(HeldOutText(None, None, ["Too short."]))  # type: ignore[attr-defined, arg-type]
     with pytest.raises(MaskwiseError, match="no document has 512 tokens"):

@@ -25,6 +25,7 @@ from maskwise.base.errors import MaskwiseError, whole_number
 from maskwise.evaluation.measure import TextMeasure
 from maskwise.masking.draws import Array, fold
 from maskwise.masking.line import Frame
+from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models.families import masked_logits, most_tokens
 from maskwise.results.measurements import Measurement
 from maskwise.text import read_documents, tokenise
@@ -89,9 +90,11 @@ class ByLength(TextMeasure):
         frame = Frame.of(tokenizer)
         texts = self.text.first(self.documents)
         end = frame.room(self.shortest)
+        eligible = Vocabulary.of(tokenizer).eligible
         whole = []
         for part in long_parts(texts, frame.room(self.longest), tokenizer):
-            masked = self.masked(part, end)
+            # As elsewhere, no unknown token is predicted.
+            masked = self.masked(part, eligible[part[-end:]])
             if len(masked):
                 whole.append((part, masked))
         if not whole:
@@ -132,13 +135,18 @@ class ByLength(TextMeasure):
         """The number of tokens in the row whose text ends every row; some of it is masked."""
         return self.lengths[0]
 
-    def masked(self, part: Array, end: int) -> Array:
-        """Return which of the last ``end`` tokens of a part are masked, counted from the first.
+    def masked(self, part: Array, eligible: Array) -> Array:
+        """Return which of the last tokens of a part are masked, counted from the first of these.
 
         The choice depends on the end alone, which is the same for every length.
+
+        Args:
+            part: the tokens.
+            eligible: (E,) bool, whether each of its last E tokens may be masked.
         """
+        end = len(eligible)
         order = np.argsort([fold(tokens_id(part[-end:]), SEED, at) for at in range(end)])
-        return np.sort(order[: max(1, round(SHARE * end))])
+        return np.sort(order[eligible[order]][: max(1, round(SHARE * end))])
 
 
 @dataclass(frozen=True)
@@ -166,14 +174,14 @@ class FarWords(ByLength):
         """Half of the length of the row, and its length."""
         return [self.longest // 2, self.longest]
 
-    def masked(self, part: Array, end: int) -> Array:
-        """Return which of the last ``end`` tokens have their only other place in the first half."""
+    def masked(self, part: Array, eligible: Array) -> Array:
+        """Return which of the last tokens have their only other place in the first half."""
         half = len(part) // 2
-        last, far, near = part[-end:], part[:half], part[half:]
+        last, far, near = part[-len(eligible) :], part[:half], part[half:]
         at = [
             place
             for place, token in enumerate(last.tolist())
-            if (near == token).sum() == 1 and (far == token).any()
+            if eligible[place] and (near == token).sum() == 1 and (far == token).any()
         ]
         return np.array(at, dtype=np.int64)
 
