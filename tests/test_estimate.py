@@ -58,6 +58,11 @@ def test_work_takes_its_time_twice_if_it_is_done_twice(recipe):
 def test_nothing_bounds_what_was_never_recorded(recipe, monkeypatch):
     measured = ranges(recipe, "evaluation.measures=[pseudo-perplexity(4)]")["evaluate"]
     assert 0 < measured.least < measured.most == math.inf
+    start = ("model={pretrained: bundled:encoder}", "tokenizer={}", "training.steps=4")
+    taught = "study.arms={a: {objective: {b: {objective: \"distil('bundled:encoder')\"}}}}"
+    for arms, bounded in ((SMALL[1], True), (taught, False)):
+        training = ranges(recipe, *start, arms)["pretrain"]
+        assert 0 < training.least < training.most and (training.most < math.inf) == bounded
     monkeypatch.setattr(estimate, "cards_here", lambda: ["0"])
     found = ranges(recipe)
     assert found["pretrain"] == found["finetune"] == (0, math.inf)

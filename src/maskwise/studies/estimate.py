@@ -18,7 +18,7 @@ from maskwise.models.loading import weights_of
 from maskwise.studies.checks import tokenizer_and_config
 from maskwise.studies.plan import Plan
 from maskwise.studies.rehearsal import TextCounts
-from maskwise.studies.stages import KINDS, Stage
+from maskwise.studies.stages import KINDS, Stage, recipe_of
 from maskwise.tasks.finetuning import TRIAL_FACTORS
 from maskwise.tasks.loading import load_task
 from maskwise.tasks.settings import FinetuneSettings
@@ -96,7 +96,9 @@ def _estimate(
 def _training(stage: Stage, text: Stage, weights: int) -> tuple[float, float, bool]:
     """Return the number of steps, the tokens of each, and whether nothing else takes time."""
     tokens = stage.setting("training.batch_size") * text.setting("corpus.length")
-    return KINDS["pretrain"].steps(stage) or 0, tokens, True
+    # A teacher may be larger than what it teaches.
+    taught = any(each.starts for each in recipe_of(stage).trained_by.values())
+    return KINDS["pretrain"].steps(stage) or 0, tokens, not taught
 
 
 def _measures(stage: Stage, text: Stage, weights: int) -> tuple[float, float, bool]:
