@@ -177,34 +177,17 @@ class Request:
     def invocation(self, *overrides: str, **changes: Any) -> Invocation:
         """Return how to ask for this, with more overrides and changed attributes."""
         asked = replace(self, **changes)
-        usual = {field.name: field.default for field in fields(Request)}
-        usual["seeds"] = asked.least_runs
-        given: dict[str, object] = {"tasks": [*asked.tasks]} if asked.tasks else {}
-        for name in (
-            "arms",
-            "policy",
-            "new_words",
-            "trim_tokens",
-            "student_layers",
-            "control",
-            "keep",
-            "replay",
-            "steps",
-            "patience",
-            "lengths",
-            "head_steps",
-            "seeds",
-            "time",
-            "jobs",
-            "processes",
-            "out",
-        ):
+        # The first three are arguments.
+        usual = {field.name: field.default for field in fields(Request)[3:]}
+        usual |= {"seeds": asked.least_runs, "overrides": asked.overrides}
+        given: dict[str, Any] = {}
+        for name, default in usual.items():
             value = getattr(asked, name)
-            if value != usual[name]:
+            if value != default:
                 of_number = name == "seeds" and isinstance(value, int)
-                given["runs" if of_number else name] = value
-        settings = (*asked.overrides, *overrides)
-        return invocation_of("adapt", asked.model, asked.texts, overrides=settings, **given)
+                given["runs" if of_number else name] = [*value] if name == "tasks" else value
+        given |= {"overrides": (*asked.overrides, *overrides), "out": asked.out}
+        return invocation_of("adapt", asked.model, asked.texts, **given)
 
 
 def default_runs(*apart: int | None, control: object = None) -> int:
