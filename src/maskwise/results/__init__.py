@@ -1,1 +1,1 @@
-"""What was measured: the files of a study, the table of measurements, and estimates."""
+"""What was measured: the files of a study, the table of measurements, estimates; what is usual."""
