@@ -1236,7 +1236,7 @@ def test_a_value_of_another_type_in_a_study_is_one_line(file, key, value, tmp_pa
 @pytest.mark.parametrize(
     "facts",
     [
-        *({"policy": value} for value in (3, None, ["token"])),
+        *({"policy": value} for value in (3, 4.0, None, ["token"])),
         *({"runs": value} for value in (3, None, {"one": "stages/x"}, {"1": 2})),
         {"overrides": "none"},
         {"judged_on": "token"},
