@@ -703,6 +703,8 @@ def test_a_study_whose_estimate_is_above_the_time_is_not_rehearsed(
         raise AssertionError("rehearsed")
 
     monkeypatch.setattr(Rehearsal, "rates", rates)
+    # Other tests may have kept rates.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "out"
     asked = ("adapt", "bundled:encoder", texts, "--out", out)
     assert maskwise(*asked, "--steps", 90_000, "--time", "40m") == 2
