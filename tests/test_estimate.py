@@ -63,6 +63,9 @@ def test_nothing_bounds_what_was_never_recorded(recipe, monkeypatch):
     for arms, bounded in ((SMALL[1], True), (taught, False)):
         training = ranges(recipe, *start, arms)["pretrain"]
         assert 0 < training.least < training.most and (training.most < math.inf) == bounded
+    # Evaluations after every step take longer than the steps.
+    often = ranges(recipe, "training.eval_every=1", "evaluation.rows=256")["pretrain"]
+    assert 0 < often.least < often.most == math.inf
     monkeypatch.setattr(estimate, "cards_here", lambda: ["0"])
     found = ranges(recipe)
     assert found["pretrain"] == found["finetune"] == (0, math.inf)

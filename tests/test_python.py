@@ -546,7 +546,8 @@ def test_adapt_takes_texts_and_labels_from_memory(inputs, tmp_path):
 
 def test_adapt_refuses_what_takes_too_long_and_runs_nothing(inputs, tmp_path, monkeypatch):
     _, texts, rows = inputs
-    plan = {"least_seconds": 1e5, "unknown": [], "limit": {"steps": 160, "seconds": 50.0}}
+    plan = {"least_seconds": 1e5, "unknown": [], "limit": None}
+    plan["limit"] = {"steps": 160, "seconds": 50.0, "bounded": True}
     monkeypatch.setattr(Adaptation, "plan", lambda _: plan)
     with pytest.raises(MaskwiseError, match=r"longer than .*steps.160.*50 s"):
         mw.adapt(

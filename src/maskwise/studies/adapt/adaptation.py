@@ -119,26 +119,33 @@ class Adaptation:
 
         Returns:
             ``steps`` and ``seconds`` of the study; those of the fewest steps if none keeps it.
+            ``bounded``: whether the seconds are the most that it takes, and not the least.
         """
         assert self._limit is not None
 
-        def seconds_of(steps: int) -> float:
+        def planned(steps: int) -> Plain:
             recipe = draft_of(replace(self.request, steps=steps), self._texts).recipe
             # It is a different study, so stages of this one's folder are not its own.
-            return _bound(dry_run(recipe, self._folder / "fewer", **self._where))
+            return dry_run(recipe, self._folder / "fewer", **self._where)
 
         steps = self.request.steps
-        seconds = _bound(plan)
         least = min(LEAST_STEPS, steps)
-        fewest = seconds_of(least)
+        shortest = planned(least)
+        bounded = None not in (plan["most_seconds"], shortest["most_seconds"])
+
+        def seconds_of(plan: Plain) -> float:
+            most = plan["most_seconds"] if bounded else plan["least_seconds"]
+            return math.inf if most is None else float(most)
+
+        seconds, fewest = seconds_of(plan), seconds_of(shortest)
         if fewest > self._limit:
-            return {"steps": least, "seconds": fewest}
+            return {"steps": least, "seconds": fewest, "bounded": bounded}
         while seconds > self._limit:
             # Interpolate, because the time is roughly linear in the number of steps.
             share = (self._limit - fewest) / (seconds - fewest)
             steps = least + 10 * int(share * (steps - least) / 10)
-            seconds = fewest if steps == least else seconds_of(steps)
-        return {"steps": steps, "seconds": seconds}
+            seconds = fewest if steps == least else seconds_of(planned(steps))
+        return {"steps": steps, "seconds": seconds, "bounded": bounded}
 
     def over_time(self, plan: Plain) -> MaskwiseError | None:
         """Return the error of a plan that takes longer than the time that the user gave; None of
@@ -148,13 +155,12 @@ class Adaptation:
         if self._limit is None or fewer is None:
             return None
         steps, takes = option("steps", fewer["steps"]), duration(fewer["seconds"])
-        bounded = not plan["unknown"] or plan["most_seconds"] is not None
         if fewer["seconds"] > self._limit:
             # The next rehearsal may differ a little.
             enough = option("time", f"{math.ceil(1.2 * fewer['seconds'] / 60)}m")
-            may = "may take" if bounded else "takes at least"
+            may = "may take" if fewer["bounded"] else "takes at least"
             do = f"even {steps} {may} {takes}: give it, and {enough}"
-        elif bounded:
+        elif fewer["bounded"]:
             do = f"set {steps}, the most that keep it ({takes}), or allow more"
         else:
             do = f"set {steps}, the most that may keep it (at least {takes}), or allow more"
@@ -218,9 +224,3 @@ class Adaptation:
             "kept": kept,
             "held_out": recipe.corpus.held_out,
         }
-
-
-def _bound(plan: Plain) -> float:
-    """Return the most seconds of a plan; the least, if nothing bounds them."""
-    most = plan["most_seconds"]
-    return float(plan["least_seconds"] if most is None else most)
