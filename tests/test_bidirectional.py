@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoConfig,
@@ -157,6 +157,20 @@ assert "maskwise" not in sys.modules
     old = load_tokenizer(str(llama), needs_mask=False)
     blank = old("_", add_special_tokens=False)["input_ids"]
     torch.testing.assert_close(table[tokenizer.mask_token_id], table[blank].mean(0))
+
+
+def test_a_tokenizer_that_cannot_read_a_blank_gets_a_finite_row(tmp_path: Path) -> None:
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain.train_from_iterator(
+        ["the cat sat"] * 9, trainers.BpeTrainer(vocab_size=40, special_tokens=["</s>"])
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="</s>")
+    tokenizer.save_pretrained(tmp_path / "in")
+    decoder("llama", len(tokenizer)).save_pretrained(tmp_path / "in")
+    change(tmp_path / "in", tmp_path / "out", "bidirectional()")
+    table = load_model(tmp_path / "out").get_input_embeddings().weight
+    torch.testing.assert_close(table[-1], table[:-1].mean(0))
 
 
 @torch.no_grad()

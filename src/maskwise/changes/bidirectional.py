@@ -28,8 +28,8 @@ class Bidirectional(Change):
     """Let the tokens of a decoder see later tokens: ``bidirectional()``.
 
     Weights stay as they are, so the model has to be trained afterwards (objective ``mntp``). A
-    tokenizer without a mask token gets one, whose row begins as that of "_"; without a padding
-    token, it pads with its end token.
+    tokenizer without a mask token gets one, whose row begins as that of "_" (as the mean of all
+    rows, if it cannot read "_"); without a padding token, it pads with its end token.
 
     Source: BehnamGhader et al., LLM2Vec: Large Language Models Are Secretly Powerful Text Encoders,
     2024 (arXiv 2404.05961), sections 2.1 and 3.
@@ -84,5 +84,7 @@ def _give_mask(tokenizer: PreTrainedTokenizerFast) -> dict[int, tuple[int, ...]]
     if tokenizer.mask_token is not None:
         return {}
     blank = tokenizer(BLANK, add_special_tokens=False)["input_ids"]
+    # A tokenizer that cannot read "_" gets the mean of all rows.
+    blank = blank or range(len(tokenizer))
     tokenizer.add_special_tokens({"mask_token": MASK})
     return {tokenizer.mask_token_id: tuple(blank)}
