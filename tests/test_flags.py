@@ -40,7 +40,19 @@ def test_tasks_disagree_unless_the_plain_mean_is_on_the_side_of_the_test(
 
 
 def levels(arm: float, baseline: float, start: float, runs: int = 8) -> Runs:
-    return {"b": [baseline] * runs, "a": [arm] * runs, "start": [start] * runs}
+    """Both arms vary alike, so every pair of runs has the same difference."""
+    noise = [1e-6 * run for run in range(runs)]
+    arms = {"b": baseline, "a": arm, "start": start}
+    return {name: [level + each for each in noise] for name, level in arms.items()}
+
+
+def test_copies_of_a_run_are_no_evidence() -> None:
+    """A model that is not trained, on a task that does not train it, has one score."""
+    runs = {"b": [0.6] * 8, "a": [0.7] * 8, "start": [0.2] * 8}
+    found = primary(runs)
+    assert facts(found, "copies") == {"arms": ["a", "b"], "runs": 8}
+    assert found.p is not None and found.p < 0.05 and found.decision == "open"
+    assert facts(primary({**runs, "a": [0.7] * 7 + [0.71]}), "copies") is None
 
 
 @pytest.mark.parametrize("more", [-0.001, 0.001])

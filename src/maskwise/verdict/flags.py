@@ -442,6 +442,18 @@ def _identical(one: Comparison, table: Outcomes) -> FlagFacts | None:
     return {"arms": [*one.pair]} if varied else None
 
 
+def _copies(one: Comparison, table: Outcomes) -> FlagFacts | None:
+    pairs = finite_pairs(one.differences)
+    if one.n < 2 or not pairs.any():
+        return None
+    varied = any(
+        np.ptp(finite_runs(table.runs(outcome, side))) > 0
+        for outcome in table.measured(one.outcome)
+        for side in one.pair
+    )
+    return None if varied else {"arms": [*one.pair], "runs": one.n}
+
+
 def _overlap(one: Comparison, table: Outcomes) -> FlagFacts | None:
     outcomes = table.measured(one.outcome)
     tasks = []
@@ -535,6 +547,15 @@ FLAGS = (
         "both arms have the same result in every run, so they may be one: what differs between "
         "them may have no effect here",
         "Make sure that arms with the same results are not one: compare what made them.",
+    ),
+    Flag(
+        "copies",
+        "caps",
+        _copies,
+        "all {runs} runs of {arms} have the same scores, so each is one run {runs} times, and "
+        "their test means nothing",
+        "Compare models that are trained, or tasks that train them: copies of a run are no "
+        "evidence.",
     ),
     Flag(
         "looked-before",
