@@ -180,6 +180,8 @@ CLAIMS: dict[str, list[Claim]] = {
         ("MiniLM on medical terms again, unchanged", "adapt-medical", "words-30", "no-pretraining"),
         ("MiniLM on novels again, unchanged", "adapt-novels-control", "words-30", "no-pretraining"),
         ("on medical terms, unchanged model", "new-words", "words-30", "no-pretraining"),
+        ("the same again, other test terms", "own-text", "words-30", "no-pretraining"),
+        ("the same again, other text", "own-text", "words-30", "words-30-other-text"),
         ("the same with new words", "new-words", "new-words", "words-30"),
         ("new words, random words", "new-words", "new-words", "random-words"),
         ("MiniLM on medical terms, unchanged", "new-words-minilm", "words-30", "no-pretraining"),
