@@ -201,8 +201,8 @@ def test_a_file_is_inspected_text_by_text(tokenizer, tmp_path, capsys):
         (["--tokenizer", "/nowhere/at/all"], "there is no model or tokenizer"),
         (["--step", "many"], "--step"),
         (["--policy", ","], "no policy"),
-        (["--html", ""], "not the name of a file"),
-        (["--html", "/"], "not the name of a file"),
+        (["--html", ""], "is a folder"),
+        (["--html", "/"], "is a folder"),
         (["--nonsense"], "--nonsense"),
         (
             ["--policy", "group-weighted(layer='salient')"],

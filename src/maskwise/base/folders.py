@@ -1013,10 +1013,13 @@ def require_page(path: Path) -> Path:
     if path.is_file():
         with path.open("rb") as file:
             beginning = file.read(LONGEST)
-    if path.is_dir() or (beginning.strip() and b"<!doctype html>" not in beginning.lower()):
-        raise MaskwiseError(
-            f"{path} is no page, and would be replaced", do="give another name, such as page.html"
-        )
+    wrong = None
+    if path.is_dir():
+        wrong = f"{path} is a folder, and a page is a file"
+    elif beginning.strip() and b"<!doctype html>" not in beginning.lower():
+        wrong = f"{path} is no page, and would be replaced"
+    if wrong is not None:
+        raise MaskwiseError(wrong, do="give another name, such as page.html")
     return path
 
 
