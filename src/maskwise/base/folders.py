@@ -1015,7 +1015,7 @@ def require_page(path: Path) -> Path:
             beginning = file.read(LONGEST)
     wrong = None
     if path.is_dir():
-        wrong = f"{path} is a folder, and a page is a file"
+        wrong = f"{path} is a folder and no page"
     elif beginning.strip() and b"<!doctype html>" not in beginning.lower():
         wrong = f"{path} is no page, and would be replaced"
     if wrong is not None:
