@@ -92,7 +92,8 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
             "Does the ratio change during training?",
             "a constant, such as `masking.ratio: 0.3`",
             "New models of 1.5 and .5 million weights. The publication continues from BERT, which "
-            "was not compared. The third record was fine-tuned in another way than today.",
+            "was not compared. The study with .5 million weights was fine-tuned in another way "
+            "than today.",
             (
                 Evidence(
                     "published-decay-medium",
@@ -191,13 +192,15 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
             "Which masks?",
             "`--arms words-30`: whole words, 30 %",
             "For encoders, no record compares two kinds of masks in further training by a test. "
-            "Both as arms of a study, judged by your task, would tell.",
+            "Both as arms of a study, judged by your task, would tell. Vectors of a sentence "
+            "encoder may become worse with any: [test them](adapt.md#3-the-answer).",
         ),
         Usual(
             "How long?",
             f"today's value, `--steps {STEPS}`; on little text, let `--lengths` choose",
-            "Nothing speaks for 600. The bundled encoder, 20 to 160 steps, at one rate: the chosen "
-            "length, the shortest, is still behind the unchanged model.",
+            "Nothing speaks for 600. The bundled encoder, 20 to 160 steps, at a rate that was "
+            "meant to learn the texts by heart: the chosen length, the shortest, is still behind "
+            "the unchanged model.",
             (
                 Evidence(
                     "how-long",
@@ -241,7 +244,7 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
             "none",
             "One task, 300 steps on the text that chose the tokens. Per byte of held-out words, "
             "the loss rose by .340 nats without and by .496 with training. Of a large vocabulary, "
-            "more of the weights would go.",
+            "more of the weights would go. For the second contrast p is .063, corrected for two.",
             (
                 Evidence(
                     "trim-tokens",
@@ -312,8 +315,9 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
             "Several losses, and a sampler?",
             "`objective: mlm`",
             "New models of .5 million weights; the sampler had seven updates (500 in the "
-            "publication); fine-tuned in another way than today. The best fixed shares lose on the "
-            "task of questions, and their lead in points over all tasks is not clear.",
+            "publication), in a study that was fine-tuned in another way than today. The best fixed "
+            "shares lose on the task of questions, and their lead in points over all tasks is not "
+            "clear.",
             (
                 Evidence(
                     SAMPLERS, "uniform", "mlm", "five in equal shares against masked words alone"
