@@ -315,9 +315,9 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
             "Several losses, and a sampler?",
             "`objective: mlm`",
             "New models of .5 million weights; the sampler had seven updates (500 in the "
-            "publication), in a study that was fine-tuned in another way than today. The best fixed "
-            "shares lose on the task of questions, and their lead in points over all tasks is not "
-            "clear.",
+            "publication), in a study that was fine-tuned in another way than today. The best "
+            "fixed shares lose on the task of questions, and their lead in points over all tasks "
+            "is not clear.",
             (
                 Evidence(
                     SAMPLERS, "uniform", "mlm", "five in equal shares against masked words alone"
