@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -29,21 +30,27 @@ SMALL = {
     "intermediate_size": 32,
 }
 
+Read: TypeAlias = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+"""The rows that a model read, and the rows and columns of the tokens that it predicted."""
 
-@torch.inference_mode()
-def test_the_same_tokens_are_predicted_at_the_end_of_every_length(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = load_model("bundled:encoder").eval()
-    tokenizer = load_tokenizer("bundled:encoder")
-    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Read:
+    found: Read = []
     usual = by_length.masked_logits
 
     def watched(model, inputs, row, column):
-        seen.append((inputs["input_ids"], row, column))
+        found.append((inputs["input_ids"], row, column))
         return usual(model, inputs, row, column)
 
     monkeypatch.setattr(by_length, "masked_logits", watched)
+    return found
+
+
+@torch.inference_mode()
+def test_the_same_tokens_are_predicted_at_the_end_of_every_length(seen: Read) -> None:
+    model = load_model("bundled:encoder").eval()
+    tokenizer = load_tokenizer("bundled:encoder")
     # A rehearsal takes fewer rows, and not fewer documents, which may all be short.
     measure = ByLength(128).part(3).on(HeldOutText(None, None, TEXTS))  # type: ignore[arg-type]
     found = {int(row.metric.split()[-1]): row for row in measure.measure(model, tokenizer)}
@@ -68,33 +75,23 @@ def test_the_same_tokens_are_predicted_at_the_end_of_every_length(
 
 
 @torch.inference_mode()
-def test_words_that_stand_far_back_are_predicted_with_their_answer_and_without(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_words_that_stand_far_back_are_predicted_with_their_answer_and_without(seen: Read) -> None:
     model = load_model("bundled:encoder").eval()
     tokenizer = load_tokenizer("bundled:encoder")
-    seen: list[torch.Tensor] = []
-    usual = by_length.masked_logits
-
-    def watched(model, inputs, row, column):
-        seen.append(inputs["input_ids"])
-        return usual(model, inputs, row, column)
-
-    monkeypatch.setattr(by_length, "masked_logits", watched)
     measure = measure_of("far-words(128, rows=8)").on(HeldOutText(None, None, TEXTS))  # type: ignore[attr-defined, arg-type]
     short, whole = measure.measure(model, tokenizer)
     assert [row.metric.split()[-1] for row in (short, whole)] == ["64", "128"]
     assert (short.measure, short.items) == ("far-words", whole.items) and whole.items >= 8
     parts = all_windows(tokenizer, 126)
     losses: dict[int, list[float]] = {64: [], 128: []}
-    for at, ids in enumerate(seen[1]):
+    for at, ids in enumerate(seen[1][0]):
         (part,) = [p for p in parts if sum(a == b for a, b in zip(p, ids[1:-1].tolist())) > 100]
         for place in (ids == tokenizer.mask_token_id).nonzero().flatten().tolist():
             token = part[place - 1]
             assert place - 1 >= 126 - 30
             # It stands in the first half, and nowhere else.
             assert token in part[:63] and part[63:].count(token) == 1
-            for length, batch in zip((64, 128), seen, strict=True):
+            for length, (batch, _, _) in zip((64, 128), seen, strict=True):
                 assert (token in batch[at].tolist()) == (length == 128)
                 logits = model(input_ids=batch[at][None]).logits[0, place - 128 + length]
                 losses[length].append(float(cross_entropy(logits, torch.tensor(token))))

@@ -13,7 +13,8 @@ import pytest
 import maskwise as mw
 from maskwise.base.errors import MaskwiseError
 from maskwise.cli import runs, views
-from maskwise.studies.adapt import Request, default_runs
+from maskwise.studies.adapt import Request
+from maskwise.verdict.statistics import ALPHA, fewest_runs
 
 NAMED = {
     "task": "tasks",
@@ -102,4 +103,4 @@ def test_a_request_has_the_defaults_of_adapt():
     request = Request("model", "texts", Path("out"))
     assert ",".join(request.arms) == given["arms"]
     # A number of runs and their seeds are one field.
-    assert given["runs"] is given["seeds"] is None and request.seeds == default_runs(None)
+    assert given["runs"] is given["seeds"] is None and request.seeds == fewest_runs(ALPHA)

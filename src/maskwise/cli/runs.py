@@ -263,12 +263,11 @@ def adapt(
     OUT/adapt.yaml is the recipe that is run. The same command resumes an interrupted run.
     OUT/model is a folder for transformers, and OUT/sentence-model for sentence-transformers.
     """
-    from maskwise.studies.adapt import Adaptation, Request, default_runs, refuse_both
+    from maskwise.studies.adapt import Adaptation, Request, refuse_both
     from maskwise.studies.forecast import time_words
 
     refuse_both(runs, seeds)
-    apart = (new_words, trim_tokens, student_layers)
-    of_runs: int | tuple[int, ...] = runs or default_runs(*apart, control=control)
+    of_runs: int | tuple[int, ...] = runs or 0
     if seeds is not None:
         of_runs = (*seeds_of(seeds, "--seeds"),)
     request = Request(

@@ -634,9 +634,14 @@ def load_config(name: Start, *, kind: Kind | None = "encoder") -> PreTrainedConf
         require_known("kind of model", kind, _USES)
     config = _read_config(name)
     if kind:
-        require_kind(config, kind, use=f"{_USES[kind]} with {str(name)!r}")
-        require_head(config, kind, name=name)
+        require_kind_and_head(config, kind, name=name)
     return config
+
+
+def require_kind_and_head(config: PreTrainedConfig, kind: Kind, *, name: Start) -> None:
+    """Raise ``MaskwiseError`` unless a checkpoint is a language model of this kind."""
+    require_kind(config, kind, use=f"{_USES[kind]} with {str(name)!r}")
+    require_head(config, kind, name=name)
 
 
 def require_head(config: PreTrainedConfig, kind: Kind, *, name: Start) -> None:

@@ -95,14 +95,13 @@ def _estimate(
 
 def _training(stage: Stage, text: Stage, weights: int) -> tuple[float, float, bool]:
     """Return the number of steps, the tokens of each, and whether nothing else takes time."""
-    tokens = stage.setting("training.batch_size") * text.setting("corpus.length")
     steps = KINDS["pretrain"].steps(stage) or 0
     recipe = recipe_of(stage)
     # A teacher may be larger than what it teaches, and evaluations may take longer than the steps.
     taught = any(each.starts for each in recipe.trained_by.values())
     every, batch = recipe.training.eval_every, recipe.training.batch_size
     judged = FORWARD * _rows(recipe.evaluation) / (every * batch) if every else 0.0
-    return steps, tokens, judged < 1 and not taught
+    return steps, batch * text.setting("corpus.length"), judged < 1 and not taught
 
 
 def _rows(settings: EvaluationSettings) -> int:

@@ -553,15 +553,15 @@ def adapt(
     >>> adapted = adapt("bundled:encoder", "my_texts.txt", out="runs/a")  # doctest: +SKIP
     >>> adapted.helps, adapted.model  # doctest: +SKIP
     """
-    from maskwise.studies.adapt import Adaptation, NextStep, Request, default_runs, refuse_both
+    from maskwise.studies.adapt import Adaptation, NextStep, Request, refuse_both
     from maskwise.studies.checks import folder_of_study
 
     require_one_process()
     steps = whole_number("steps", steps, least=1)
     processes = whole_number("processes", processes, least=1)
-    counts = {"runs": runs, "patience": patience, "new_words": new_words, "jobs": jobs}
-    counts |= {"head_steps": head_steps, "trim_tokens": trim_tokens}
-    counts["student_layers"] = student_layers
+    counts = {"runs": runs, "patience": patience, "head_steps": head_steps, "jobs": jobs}
+    counts |= {"new_words": new_words, "trim_tokens": trim_tokens}
+    counts |= {"student_layers": student_layers}
     for name, count in counts.items():
         if count is not None:
             whole_number(name, count, least=1)
@@ -577,8 +577,7 @@ def adapt(
     if policy is not None and not str(policy):
         raise MaskwiseError("policy is not valid", got="''", allowed="the folder of a policy")
     refuse_both(runs, seeds)
-    apart = (new_words, trim_tokens, student_layers)
-    of_runs = default_runs(*apart, control=control) if runs is None else runs
+    of_runs: int | tuple[int, ...] = runs or 0
     if isinstance(seeds, int):
         raise MaskwiseError("seeds are a list of seeds", got=seeds, do=f"runs={seeds}")
     if seeds is not None:

@@ -96,11 +96,8 @@ def _kind_of(records: Records, given: ColumnNames) -> TaskKind:
         return GENERATION
     # Titles and texts are the columns of a corpus.
     queries = any({*pair} <= names for pair in QUERIES if pair != ("title", "text"))
-    if (
-        queries
-        and not given.label
-        and not first_in((*SEVERAL_COLUMNS.label, *NUMBER_COLUMNS), first)
-    ):
+    labels = given.label or first_in((*SEVERAL_COLUMNS.label, *NUMBER_COLUMNS), first)
+    if queries and not labels:
         return RETRIEVAL
     _, pair = pair_in(first, given, PAIRS)
     if pair in first:

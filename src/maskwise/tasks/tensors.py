@@ -32,7 +32,7 @@ from maskwise.tasks.metrics import LOST
 from maskwise.tasks.splits import SPLITS
 from maskwise.tasks.task import Answers, Task, TaskRows
 from maskwise.text.words import tokenizing
-from maskwise.training.data import by_width
+from maskwise.training.data import by_width, present_tokens
 from maskwise.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -277,12 +277,7 @@ class TaskSource:
 
     def facts(self, batches: Sequence[TaskBatch]) -> dict[str, float]:
         """Return sums over the rows of batches: tokens, and tokens with padding."""
-        masks = [
-            inputs
-            for batch in batches
-            for name, inputs in batch.items()
-            if name.endswith("attention_mask")
-        ]
+        masks = [present for batch in batches for present in present_tokens(batch)]
         return {
             "tokens": float(sum(int(mask.sum()) for mask in masks)),
             "positions": float(sum(map(torch.numel, masks))),

@@ -17,6 +17,7 @@ from maskwise.models.loading import (
     load_model,
     new_config,
     new_model,
+    require_kind_and_head,
     with_fields,
 )
 from maskwise.text.changed import Origins
@@ -69,9 +70,9 @@ def _config_of_start(settings: ModelSettings, kind: Kind) -> PreTrainedConfig:
     """
     assert settings.pretrained is not None
     config = load_config(settings.pretrained, kind=None)
-    if settings.changes or is_decoder(config):
-        return config
-    return load_config(settings.pretrained, kind=kind)
+    if not settings.changes and not is_decoder(config):
+        require_kind_and_head(config, kind, name=settings.pretrained)
+    return config
 
 
 def changed_config(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import lru_cache, partial
@@ -201,16 +201,22 @@ def lengths_of(batches: Sequence[AnyBatch]) -> Lengths:
             read.append(lengths.read)
             written.append(lengths.written)
         elif "input_ids" in batch:
-            # A row may have several texts, such as a query and its text.
-            for name, ids in batch.items():
-                if name.endswith("input_ids"):
-                    mask = f"{name.removesuffix('input_ids')}attention_mask"
-                    present = batch.get(mask, torch.ones_like(ids))
-                    read.append(present.sum(-1).numpy())
+            read += [present.sum(-1).numpy() for present in present_tokens(batch)]
             # If the labels are a text, a decoder writes it.
             targets = (batch["labels"] != IGNORE).view(len(batch["labels"]), -1)
             written.append(targets.sum(-1).numpy())
     return Lengths(np.concatenate(read), np.concatenate(written))
+
+
+def present_tokens(batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return where tokens are, and no padding, in each text of the rows, such as a query and its
+    text: (B, L) each, from all inputs whose names end with ``input_ids``.
+    """
+    return [
+        batch.get(f"{name.removesuffix('input_ids')}attention_mask", torch.ones_like(ids))
+        for name, ids in batch.items()
+        if name.endswith("input_ids")
+    ]
 
 
 class QuickTurns:

@@ -435,23 +435,23 @@ def _identical(one: Comparison, table: Outcomes) -> FlagFacts | None:
     if one.n < 2 or pairs.any():
         return None
     # Scores at a floor or a ceiling are equal in all runs.
-    varied = any(
-        np.ptp(finite_runs(table.runs(outcome, one.arm))) > 0
-        for outcome in table.measured(one.outcome)
-    )
-    return {"arms": [*one.pair]} if varied else None
+    return {"arms": [*one.pair]} if _varies(one.arm, one, table) else None
 
 
 def _copies(one: Comparison, table: Outcomes) -> FlagFacts | None:
     pairs = finite_pairs(one.differences)
     if one.n < 2 or not pairs.any():
         return None
-    varied = any(
-        np.ptp(finite_runs(table.runs(outcome, side))) > 0
-        for outcome in table.measured(one.outcome)
-        for side in one.pair
+    if any(_varies(side, one, table) for side in one.pair):
+        return None
+    return {"arms": [*one.pair], "runs": one.n}
+
+
+def _varies(arm: str, one: Comparison, table: Outcomes) -> bool:
+    """Return whether runs of an arm differ in an outcome of the comparison."""
+    return any(
+        np.ptp(finite_runs(table.runs(outcome, arm))) > 0 for outcome in table.measured(one.outcome)
     )
-    return None if varied else {"arms": [*one.pair], "runs": one.n}
 
 
 def _overlap(one: Comparison, table: Outcomes) -> FlagFacts | None:

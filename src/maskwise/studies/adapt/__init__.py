@@ -23,7 +23,7 @@ run), ``answer`` and ``forgotten`` (what was found),
 
 from maskwise.studies.adapt.adaptation import Adaptation
 from maskwise.studies.adapt.answer import NextStep, answers
-from maskwise.studies.adapt.request import Request, default_runs, refuse_both
+from maskwise.studies.adapt.request import Request, refuse_both
 from maskwise.studies.adapt.saved import ADAPTED, saved_folders
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "NextStep",
     "Request",
     "answers",
-    "default_runs",
     "refuse_both",
     "saved_folders",
 ]

@@ -438,8 +438,6 @@ def _draft(request: Request, found: TextsRead, overrides: Sequence[str]) -> Draf
                 if masks == "token" or with_words
             ]
         }
-    # What changes of the tokens are worth does not depend on another answer, so the questions are
-    # one family.
     of_tokens = []
     if request.trim_tokens:
         of_tokens.append(f"trim-tokens({request.trim_tokens})")
@@ -452,8 +450,6 @@ def _draft(request: Request, found: TextsRead, overrides: Sequence[str]) -> Draf
         of_tokens.append(f"new-tokens({request.new_words})")
         arms[request.extended] = {**arms[first], "model.changes": [*of_tokens]}
         changes["study"]["contrasts"].append([request.extended, first])
-    if of_tokens:
-        changes["study"]["gate"] = None
     if request.student_layers is not None:
         # Whether a smaller model is as good is no question of a lead, so it needs a margin.
         changes["study"].setdefault("margin", ASSUMED_MARGINS["score"])
@@ -464,6 +460,9 @@ def _draft(request: Request, found: TextsRead, overrides: Sequence[str]) -> Draf
             "model.changes": [f"layers({request.student_layers})"],
         }
         changes["study"]["contrasts"].append([STUDENT, REFERENCE])
+    if request.apart:
+        # What changes of the model are worth does not depend on another answer, so the questions
+        # are one family.
         changes["study"]["gate"] = None
     shipped = layer_of_file(recipe_path("adapt"))
     del shipped[f"study.arms.{USUAL_ARM}"]

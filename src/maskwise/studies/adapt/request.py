@@ -113,7 +113,7 @@ class Request:
             steps only.
         head_steps: the number of steps that train a new head first; None for the smaller of
             ``steps`` and ``STEPS``.
-        seeds: the number of runs of each arm, or their seeds.
+        seeds: the number of runs of each arm, or their seeds; 0 for ``least_runs``.
         overrides: ``key=value`` settings, except those in ``OPTIONS``.
         time: the time limit, such as "2h"; None for no limit.
         jobs: the number of stages that run in parallel; None for the number of GPUs or cores,
@@ -137,11 +137,15 @@ class Request:
     patience: int | None = None
     lengths: tuple[float, ...] | None = None
     head_steps: int | None = None
-    seeds: int | tuple[int, ...] = 6
+    seeds: int | tuple[int, ...] = 0
     overrides: tuple[str, ...] = ()
     time: str | None = None
     jobs: int | None = None
     processes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.seeds == 0:
+            object.__setattr__(self, "seeds", self.least_runs)
 
     @property
     def chooses(self) -> bool:
@@ -164,10 +168,23 @@ class Request:
         return None if self.replay is None else f"{self.arms[0]}-replay"
 
     @property
+    def apart(self) -> list[int]:
+        """The changes of the model that are asked for, which have a question each."""
+        changes = (self.new_words, self.trim_tokens, self.student_layers)
+        return [change for change in changes if change is not None]
+
+    @property
     def least_runs(self) -> int:
-        """The least number of runs of each arm with which every question can be decided."""
-        apart = (self.new_words, self.trim_tokens, self.student_layers)
-        return default_runs(*apart, control=self.control)
+        """The least number of runs of each arm with which every question can be decided.
+
+        Questions that are tested one after the other do not lower each other's level. What changes
+        of the model are worth does not depend on another answer, so all questions are then one
+        family, to which other text adds one more.
+        """
+        questions = 1
+        if self.apart:
+            questions += len(self.apart) + (self.control is not None)
+        return statistics.fewest_runs(ALPHA / questions)
 
     @property
     def runs(self) -> int:
@@ -188,23 +205,6 @@ class Request:
                 given["runs" if of_number else name] = [*value] if name == "tasks" else value
         given |= {"overrides": (*asked.overrides, *overrides), "out": asked.out}
         return invocation_of("adapt", asked.model, asked.texts, **given)
-
-
-def default_runs(*apart: int | None, control: object = None) -> int:
-    """Return the default number of runs: the least that can decide every question.
-
-    Questions that are tested one after the other do not lower each other's level. What changes of
-    the model are worth does not depend on another answer, so all questions are then one family.
-
-    Args:
-        apart: the changes that have a question each; None for one that is not asked for.
-        control: the other text of an arm, which is one more question of the family.
-    """
-    changes = [change for change in apart if change is not None]
-    questions = 1
-    if changes:
-        questions += len(changes) + (control is not None)
-    return statistics.fewest_runs(ALPHA / questions)
 
 
 def refuse_both(runs: int | None, seeds: object) -> None:

@@ -44,11 +44,10 @@ def speeds(teacher: str, student: str, length: int) -> Plain:
     They read the same rows in turn, on the processor, without heads and gradients. A speed is the
     median of ``TIMES``.
     """
-    encoders = []
-    for name in (teacher, student):
-        encoders.append(
-            load_task_model(name, load_config(name, kind=None), head="embedding", seed=0)
-        )
+    encoders = [
+        load_task_model(name, load_config(name, kind=None), head="embedding", seed=0).eval()
+        for name in (teacher, student)
+    ]
     drawn = torch.Generator().manual_seed(0)
     ids = torch.randint(encoders[0].config.vocab_size, (ROWS, length), generator=drawn)
     took: list[list[float]] = [[], []]
@@ -57,7 +56,7 @@ def speeds(teacher: str, student: str, length: int) -> Plain:
         for _ in range(1 + TIMES):
             for encoder, seconds in zip(encoders, took, strict=True):
                 began = time.perf_counter()
-                encoder.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+                encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
                 seconds.append(time.perf_counter() - began)
     return {
         "layers": [encoder.config.num_hidden_layers for encoder in encoders],
