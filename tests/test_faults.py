@@ -171,10 +171,13 @@ def test_the_newest_whole_states_are_kept(keep: int, tmp_path: Path) -> None:
 
 
 class Clock:
-    """In place of the module ``time``: every batch takes 100 seconds."""
+    """In place of the module ``time``: every batch takes 100 seconds, but not while a state is
+    saved, because a thread makes the next batch at the same time.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.stands = threading.Lock()
 
     def monotonic(self) -> float:
         return self.now
@@ -184,7 +187,8 @@ class Slow(Masker):
     clock = Clock()
 
     def __call__(self, rows: Any, **more: Any) -> Any:
-        Slow.clock.now += 100.0
+        with Slow.clock.stands:
+            Slow.clock.now += 100.0
         return super().__call__(rows, **more)
 
 
@@ -192,8 +196,9 @@ def slowly(folder: Path, saving: float, **more: Any) -> Any:
     """Train without ``save_every``, where saving a state takes so many seconds."""
 
     def save(states: states_file.States, *given: Any) -> None:
-        plain(states, *given)
-        states.wait()
+        with Slow.clock.stands:
+            plain(states, *given)
+            states.wait()
 
     def write(folder: Path, fill: Callable[[Path], object]) -> None:
         Slow.clock.now += saving
