@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from maskwise.base.folders import read_json
 from maskwise.evaluation.measures.overlap import occurring
-from maskwise.evaluation.measures.runs import runs_in
+from maskwise.evaluation.measures.word_runs import runs_in
 from maskwise.masking import Masker
 from maskwise.recipe import read_recipe
 from maskwise.studies.design import Design

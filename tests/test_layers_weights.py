@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from maskwise.annotate.counts import words_of
 from maskwise.annotate.registry import annotator
-from maskwise.annotate.weights import (
+from maskwise.annotate.word_weights import (
     Difference,
     Informativeness,
     nearest,

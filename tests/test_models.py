@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, T5Config
 
 import maskwise
-from maskwise.annotate.weights import vectors_of
+from maskwise.annotate.word_weights import vectors_of
 from maskwise.base.errors import MaskwiseError
 from maskwise.base.folders import CARD, write_folder
 from maskwise.models import loading

@@ -19,7 +19,7 @@ import pytest
 
 from maskwise.annotate.kept import Store
 from maskwise.annotate.run import annotate_corpus
-from maskwise.annotate.weights import Difference
+from maskwise.annotate.word_weights import Difference
 from maskwise.base.errors import MaskwiseError, Truncated
 from maskwise.evaluation.measures.cloze import Cloze, questions_of
 from maskwise.tasks import FinetuneSettings, evaluate_tasks, finetuning, load_task

@@ -25,7 +25,7 @@ from maskwise.base.errors import MaskwiseError, Truncated, command_line
 from maskwise.base.folders import OutputFolder, read_lines
 from maskwise.base.printing import LOGGER
 from maskwise.cli.terminal import print_check
-from maskwise.recipe.layers import parse_override
+from maskwise.recipe.setting_layers import parse_override
 from maskwise.report import changes_of
 from maskwise.studies.adapt import Adaptation
 from maskwise.studies.inputs import file_of_rows, overrides_of, task_specs, text_source

@@ -41,7 +41,7 @@ from maskwise.studies.prospects import recorded_spreads
 from maskwise.studies.result import StudyResult
 from maskwise.verdict import judge, summarise
 from maskwise.verdict.outcomes import Outcomes
-from maskwise.verdict.words import advice_of
+from maskwise.verdict.sentences import advice_of
 from report_fixture import (
     CLEAR,
     START,

@@ -24,7 +24,7 @@ from maskwise.report.drawing import arm_colours
 from maskwise.report.reading import read_folder
 from maskwise.results.estimates import SPREADS, reasons, shown, with_minus
 from maskwise.verdict.flags import FLAGS
-from maskwise.verdict.words import OF_RECIPES
+from maskwise.verdict.sentences import OF_RECIPES
 from processes import processor_seconds
 from tiny import maskwise as command
 

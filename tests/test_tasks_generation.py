@@ -26,9 +26,9 @@ from maskwise.tasks import (
     CARDS,
     KINDS,
     FinetuneSettings,
-    encode,
     finetune,
     load_task,
+    split_tensors,
     task_record,
 )
 from maskwise.tasks.finetuning import answers_of, load_network, on_dev
@@ -313,7 +313,10 @@ def network(tokenizer, task, config=None):
 def test_answers_do_not_depend_on_the_batch_and_nats_are_those_of_the_first_answer(
     tokenizer, copying, monkeypatch
 ):
-    objective, data = network(tokenizer, copying), encode(copying, tokenizer, max_length=16)["test"]
+    objective, data = (
+        network(tokenizer, copying),
+        split_tensors(copying, tokenizer, max_length=16)["test"],
+    )
     together = answers_of(objective, data)
     monkeypatch.setattr("maskwise.tasks.kinds.written.EVAL_TOKENS", 1)
     alone = answers_of(objective, data)
@@ -338,7 +341,7 @@ def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer)
         for n, then in enumerate(WORDS[:6])
     ]
     task = load_rows(tmp_path, in_every_split(rows))
-    data = encode(task, tokenizer, max_length=16)
+    data = split_tensors(task, tokenizer, max_length=16)
     train, size = data["train"], len(task.splits["train"])
 
     def learned(epoch, seed=3):
@@ -391,13 +394,13 @@ def test_answers_end_with_a_token_also_if_the_tokenizer_writes_none(tmp_path, to
     """Gemma's writes only <bos>. Models learned no end, and wrote on until ``max_target``."""
     rows = [{"input": f"red {n}", "output": "red " * n} for n in (1, 2, 9)]
     task = load_rows(tmp_path, in_every_split(rows), max_target=6)
-    usual = encode(task, tokenizer, max_length=16)["train"]
+    usual = split_tensors(task, tokenizer, max_length=16)["train"]
     opening = copy.deepcopy(tokenizer)
     cls, sep = (tokenizer.cls_token, tokenizer.cls_token_id), tokenizer.sep_token_id
     opening.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{cls[0]} $A", special_tokens=[cls]
     )
-    found = encode(task, opening, max_length=16)["train"]
+    found = split_tensors(task, opening, max_length=16)["train"]
     assert found.targets.ids.tolist() == usual.targets.ids.tolist()
     assert found.targets.starts.tolist() == usual.targets.starts.tolist()
     assert (found.targets.ids == sep).sum() == len(found.targets.lengths)
@@ -410,7 +413,7 @@ def test_answers_that_a_tokenizer_cannot_write_are_said(tmp_path, tokenizer):
     # the tokenizer lower-cases, and so does SQuAD's exact match
     for metric in ("accuracy", "exact-match"):
         task = load_rows(tmp_path, rows, metric=metric)
-        notes[metric] = encode(task, tokenizer, max_length=16)["train"].notes()
+        notes[metric] = split_tensors(task, tokenizer, max_length=16)["train"].notes()
     capitals = sum(row.answers == ["RED"] for row in task.splits["train"])
     assert notes["exact-match"] == [] and len(notes["accuracy"]) == 1
     assert notes["accuracy"][0].startswith("answers that the tokenizer cannot write")
@@ -446,7 +449,7 @@ def test_an_encoder_is_refused_before_the_first_task_is_trained(tmp_path, tokeni
 def test_t5_writes_too(tokenizer, copying):
     sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
     config = new_config("t5", tokenizer, 32, kind="encoder-decoder", **sizes)
-    data = encode(copying, tokenizer, max_length=16)["test"]
+    data = split_tensors(copying, tokenizer, max_length=16)["test"]
     answers = answers_of(network(tokenizer, copying, config), data)
     assert len(answers) == 24 and all(a.tokens == 2 for a in answers)
 
@@ -467,7 +470,7 @@ def test_the_state_that_is_best_on_dev_is_kept(
         return next(given)
 
     monkeypatch.setattr("maskwise.tasks.task.Task.finite_score", dev_score)
-    objective, data = network(tokenizer, task), encode(task, tokenizer, max_length=16)
+    objective, data = network(tokenizer, task), split_tensors(task, tokenizer, max_length=16)
     best = Best(9, every=1)
     best.configure(objective)
     _, weight = next(objective.named_parameters())

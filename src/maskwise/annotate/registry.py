@@ -29,7 +29,7 @@ import numpy as np
 from maskwise.annotate.kept import Store
 from maskwise.annotate.phrases import Phrases
 from maskwise.annotate.tagger import pos, salient
-from maskwise.annotate.weights import Difference, FrequencyWeights, Informativeness
+from maskwise.annotate.word_weights import Difference, FrequencyWeights, Informativeness
 from maskwise.base.errors import MaskwiseError, PlugInError, first_line, items_of
 from maskwise.base.plugins import Table, code_of_module, is_foreign, require_call
 from maskwise.base.specs import Call, build, find, parse_call

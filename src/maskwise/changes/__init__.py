@@ -20,10 +20,10 @@ from maskwise.base.plugins import Table
 from maskwise.base.specs import build, find
 from maskwise.changes.base import Change, Changed, TrainingText
 from maskwise.changes.bidirectional import Bidirectional
-from maskwise.changes.layers import KeptLayers
+from maskwise.changes.embedding_rows import change_tokens
+from maskwise.changes.fewer_layers import KeptLayers
 from maskwise.changes.new_tokens import NewTokens
 from maskwise.changes.positions import Positions
-from maskwise.changes.rows import change_tokens
 from maskwise.changes.trim import TrimTokens
 from maskwise.models.loading import load_as_saved
 from maskwise.models.starts import CONFIG, Start, absolute, folder_of

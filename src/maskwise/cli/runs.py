@@ -616,7 +616,7 @@ def export(
     from maskwise.base.specs import split_calls
     from maskwise.masking.settings import Masking
     from maskwise.masks.export import export_masks
-    from maskwise.recipe.layers import parse_overrides
+    from maskwise.recipe.setting_layers import parse_overrides
 
     out = out_folder(out, texts, command="export")
     facts = export_masks(

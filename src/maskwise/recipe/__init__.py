@@ -19,7 +19,8 @@ import yaml
 from maskwise.base.errors import MaskwiseError, shortened
 from maskwise.base.folders import recipe_path, shipped
 from maskwise.recipe.explained import explain
-from maskwise.recipe.layers import (
+from maskwise.recipe.recipe import Recipe, validate
+from maskwise.recipe.setting_layers import (
     arms_in,
     layer,
     nest,
@@ -28,7 +29,6 @@ from maskwise.recipe.layers import (
     with_overrides,
     with_parts,
 )
-from maskwise.recipe.recipe import Recipe, validate
 from maskwise.recipe.yamls import Plain, parse_value, plain_value, read_yaml
 
 OF_DICT = "the recipe"

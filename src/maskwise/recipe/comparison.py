@@ -27,7 +27,7 @@ from maskwise.base.constants import (
 )
 from maskwise.base.effects import Judgement, Nothing, Settings, Several, Weights
 from maskwise.base.errors import MaskwiseError, require_known
-from maskwise.recipe.layers import applied, layer
+from maskwise.recipe.setting_layers import applied, layer
 from maskwise.recipe.yamls import Plain
 
 Pair = tuple[str, str]

@@ -36,7 +36,7 @@ from maskwise.objectives import OBJECTIVES, ObjectiveSettings, objective_class, 
 from maskwise.recipe.applies import canonical, refuse, unused
 from maskwise.recipe.comparison import StudySettings
 from maskwise.recipe.explained import dotted_names, explain
-from maskwise.recipe.layers import (
+from maskwise.recipe.setting_layers import (
     ARM_PARTS,
     PHASE_PARTS,
     applied,

@@ -150,7 +150,7 @@ class Study(TypedDict, total=False):
     pending: list[int]
     """Seeds of planned runs that are missing."""
     compared: str
-    """What a pair repeats, a key of ``verdict.words.REPLICATES``, in comparisons of scores from
+    """What a pair repeats, a key of ``verdict.sentences.REPLICATES``, in comparisons of scores from
     elsewhere (``maskwise compare``)."""
     shared_stages: str
     """The folder of stages that the study shares with others, if there is one."""

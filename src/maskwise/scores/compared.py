@@ -54,8 +54,8 @@ from maskwise.scores.table import (
 )
 from maskwise.verdict import summarise
 from maskwise.verdict.outcomes import require_task_name
+from maskwise.verdict.sentences import ITEMS, REPLICATES
 from maskwise.verdict.statistics import can_decide, fewest_runs
-from maskwise.verdict.words import ITEMS, REPLICATES
 
 FEWEST_ITEMS = 30
 """With fewer test items, a normal interval would be too short."""

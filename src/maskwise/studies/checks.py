@@ -35,7 +35,7 @@ from maskwise.objectives import objective as build_objective
 from maskwise.objectives.base import NO_DOCUMENTS, require_fitting_head
 from maskwise.recipe import Recipe
 from maskwise.recipe.comparison import SearchSettings
-from maskwise.recipe.layers import blamed
+from maskwise.recipe.setting_layers import blamed
 from maskwise.results.measurements import unit_of
 from maskwise.samplers import sampler
 from maskwise.studies.costs import counts_of, counts_over, over_a_run

@@ -31,7 +31,7 @@ from maskwise.models.loading import load_config, weights_of
 from maskwise.recipe import Recipe, read_recipe, recipe_of_text, shipped
 from maskwise.recipe.commented import commented
 from maskwise.recipe.described import schema_line
-from maskwise.recipe.layers import layer, nest, parse_overrides, with_overrides
+from maskwise.recipe.setting_layers import layer, nest, parse_overrides, with_overrides
 from maskwise.recipe.yamls import Plain
 from maskwise.results.usual import ARMS, MOST_FOR_MUON, MUON_RATE, RATES, UNSPACED_ARMS
 from maskwise.studies.checks import FEW_HELD_OUT, MOST_UNKNOWN, large_part, row_sizes

@@ -29,7 +29,7 @@ from maskwise.base.folders import (
     writing,
 )
 from maskwise.base.specs import of_run, split_options, with_options
-from maskwise.recipe.layers import parse_override
+from maskwise.recipe.setting_layers import parse_override
 from maskwise.recipe.yamls import plain_value
 from maskwise.studies.stages import ROWS
 from maskwise.tasks import load_task

@@ -24,7 +24,7 @@ from maskwise.evaluation.settings import as_measures
 from maskwise.masking.policies import UnitKind
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.recipe.described import declared
-from maskwise.recipe.layers import placed
+from maskwise.recipe.setting_layers import placed
 from maskwise.recipe.yamls import Plain
 from maskwise.results.files import ArmFacts, Gate, Look, Record, Search, Study
 from maskwise.results.measurements import SPLITS, Measurement, pending_seeds

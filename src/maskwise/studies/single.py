@@ -32,7 +32,7 @@ from maskwise.jobs.pools import ThisProcess, require_cards, require_one_process
 from maskwise.recipe import Recipe, explain
 from maskwise.recipe.applies import without_effect
 from maskwise.recipe.comparison import StudySettings
-from maskwise.recipe.layers import parse_overrides
+from maskwise.recipe.setting_layers import parse_overrides
 from maskwise.recipe.yamls import Plain
 from maskwise.studies.checks import (
     check_inputs,

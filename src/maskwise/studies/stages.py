@@ -44,7 +44,7 @@ from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.learning.settings import OF_THE_MODEL
 from maskwise.models.starts import TOKENIZER_FILES, resolve_start
 from maskwise.recipe import Recipe
-from maskwise.recipe.layers import applied, layer, nest
+from maskwise.recipe.setting_layers import applied, layer, nest
 from maskwise.recipe.yamls import Plain
 from maskwise.samplers import sampler
 from maskwise.tasks.loading import load_task

@@ -17,7 +17,7 @@ from maskwise.base.errors import MaskwiseError
 from maskwise.base.specs import different_settings
 from maskwise.recipe import Recipe
 from maskwise.recipe.described import declared
-from maskwise.recipe.layers import parse_override, placed
+from maskwise.recipe.setting_layers import parse_override, placed
 
 DO = {
     "study": "; an arm can be changed by study.arms.NAME.{key}",

@@ -24,6 +24,6 @@ __getattr__ = on_first_use(
         "FinetuneSettings": "settings",
         "Task": "task",
         "TaskSource": "tensors",
-        "encode": "tensors",
+        "split_tensors": "tensors",
     },
 )

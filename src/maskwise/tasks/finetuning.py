@@ -40,9 +40,9 @@ from maskwise.tasks.tensors import (
     TaskSource,
     check_length,
     embed,
-    encode,
     encode_texts,
     padding_id,
+    split_tensors,
     warn_of_cuts,
 )
 from maskwise.text import load_tokenizer
@@ -448,7 +448,7 @@ def finetune(
         notes += chosen
     else:
         training = settings.training(task, seed=seed)
-        data = encode(task, tokenizer, max_length=max_length)
+        data = split_tensors(task, tokenizer, max_length=max_length)
         objective = task.objective(network)
         notes = warn_of_cuts(task, {split: part.notes() for split, part in data.items()})
         if majority is None:

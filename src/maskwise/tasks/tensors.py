@@ -292,7 +292,9 @@ class TaskSource:
 # Tokenising
 
 
-def encode(task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> dict[str, Data]:
+def split_tensors(
+    task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> dict[str, Data]:
     """Convert each split to tensors, and cache the tensors for further seeds.
 
     Args:

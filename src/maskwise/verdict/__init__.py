@@ -29,9 +29,7 @@ from maskwise.verdict.comparison import matched_by, primary_pairs
 from maskwise.verdict.flags import Raised, guessed_tasks
 from maskwise.verdict.judge import Verdict, gained_nothing, judge, passed, worse_than_reference
 from maskwise.verdict.outcomes import Outcomes, gate_outcomes
-from maskwise.verdict.statistics import ALPHA, detectable_sds, look_weight, powers
-from maskwise.verdict.untested import efficiency_points
-from maskwise.verdict.words import (
+from maskwise.verdict.sentences import (
     OF_RECIPES,
     REPLICATES,
     ShownNames,
@@ -47,6 +45,8 @@ from maskwise.verdict.words import (
     sentence_of,
     worth_words,
 )
+from maskwise.verdict.statistics import ALPHA, detectable_sds, look_weight, powers
+from maskwise.verdict.untested import efficiency_points
 
 __all__ = ["Verdict", "judge", "primary_pairs", "summarise"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.annotate.counts import hashes_of, lower_case
-from maskwise.evaluation.measures.runs import HashFilter, runs_or_whole
+from maskwise.evaluation.measures.word_runs import HashFilter, runs_or_whole
 from maskwise.text.documents import Document, batches, first_characters
 from maskwise.text.words import codes_of
 

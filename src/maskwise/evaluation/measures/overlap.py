@@ -1,7 +1,7 @@
 """Count test items that occur in a corpus.
 
-Texts are compared by their words (runs.py): case, punctuation and line breaks do not matter. An
-item overlaps with a document if the document contains 13 consecutive words of the item (as for
+Texts are compared by runs of words (word_runs.py): case, punctuation and line breaks do not matter.
+An item overlaps with a document if the document contains 13 consecutive words of the item (as for
 GPT-3; Brown et al. 2020, appendix C). An item with fewer than 13 words overlaps if the document
 contains all its words in sequence. Items with fewer than ``LEAST`` words ("set an alarm") are
 counted separately, because they occur almost everywhere.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from maskwise.annotate.counts import hashes_of
 from maskwise.base.errors import MaskwiseError, shortened
-from maskwise.evaluation.measures.runs import HashFilter, runs_in, runs_or_whole
+from maskwise.evaluation.measures.word_runs import HashFilter, runs_in, runs_or_whole
 from maskwise.masking.segments import changes
 from maskwise.text import Document
 from maskwise.text.documents import batches

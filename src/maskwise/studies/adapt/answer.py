@@ -22,7 +22,7 @@ from maskwise.studies.adapt.request import (
 from maskwise.studies.adapt.student import student_words
 from maskwise.training.best import best_at
 from maskwise.training.parts import parts_of
-from maskwise.verdict.words import guessed_sentence, is_reason
+from maskwise.verdict.sentences import guessed_sentence, is_reason
 
 MOST_SENTENCES = 4
 ANSWERS = {

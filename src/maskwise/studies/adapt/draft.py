@@ -22,7 +22,7 @@ from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.models.families import most_tokens, require_kind
 from maskwise.models.loading import has_head, load_config, require_head, weights_of
 from maskwise.recipe import Recipe, blaming_overrides, layer_of_file, validate
-from maskwise.recipe.layers import (
+from maskwise.recipe.setting_layers import (
     layer,
     nest,
     parse_override,
