@@ -14,6 +14,10 @@ With ``--second-draw`` (D22), the training rows are the same. The test rows are 
 draw left in the corpus; a system without 50 of these keeps test terms of the first draw for the
 rest. What is no longer a test term is a document.
 
+With ``--sizes 500 --sizes 2000 --held-out 0.0656`` (D25), ``OUT/hpo-500.jsonl`` and so on have less
+text to train on: the terms that ``corpus.held_out: 0.0656`` holds out from the whole corpus, which
+it holds out from these, too, and so many of the other terms. A smaller file is part of a larger.
+
 The licence of the ontology (hpo.jax.org/app/license) allows free use if its content is not altered,
 its version is named and the consortium is cited. Therefore, do not add OUT to the repository.
 """
@@ -30,6 +34,8 @@ from typing import Annotated
 import typer
 
 from maskwise.base.folders import write_lines
+from maskwise.text import Document
+from maskwise.text.rows import holds_out
 
 ROOT = "HP:0000118"
 """Phenotypic abnormality, whose children are the organ systems."""
@@ -40,7 +46,12 @@ Term = Mapping[str, list[str]]
 
 
 def main(
-    ontology: Path, out: Annotated[Path, typer.Option()], *, second_draw: bool = False
+    ontology: Path,
+    out: Annotated[Path, typer.Option()],
+    *,
+    second_draw: bool = False,
+    sizes: list[int] | None = None,
+    held_out: float = 0.02,
 ) -> None:
     """Write the corpus and the task."""
     rng, second = random.Random(0), random.Random(1)
@@ -73,6 +84,13 @@ def main(
     write_lines(out / "hpo.jsonl", texts)
     write_lines(out / "systems" / "train.jsonl", train)
     write_lines(out / "systems" / "test.jsonl", test)
+    held, rest = [], []
+    for text in texts:
+        (held if holds_out(Document("", text["text"]), held_out) else rest).append(text)
+    random.Random(2).shuffle(rest)
+    for size in sizes or ():
+        write_lines(out / f"hpo-{size}.jsonl", [*held, *rest[:size]])
+        print(f"{len(held)} held-out and {size} of {len(rest)} other texts")
     print(f"{len(texts)} texts; {len(train)} terms to train on, {len(test)} to test")
 
 

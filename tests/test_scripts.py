@@ -19,8 +19,9 @@ import pytest
 
 from maskwise.recipe import read_recipe
 from maskwise.tasks import load_task
+from maskwise.text import Document
 from maskwise.text.new_words import read_words
-from maskwise.text.rows import held_out_below
+from maskwise.text.rows import held_out_below, holds_out
 from tiny import find_recipe, read_lines, write_lines
 
 SPLITS = ("train", "dev", "test")
@@ -179,6 +180,15 @@ def test_a_second_draw_tests_terms_that_the_first_left_in_the_text(tmp_path, mon
     texts = {row["text"].partition(".")[0] for row in read_lines(second / "hpo.jsonl")}
     assert not texts & (new | train) and old - new <= texts
     assert len(texts) == 12 + 7 - 4 - 8
+
+    # Every size holds out the same texts, and a smaller text is part of a larger one.
+    main(tmp_path / "hp.obo", first, sizes=[1, 3], held_out=0.4)
+    whole, small, large = (
+        {row["text"] for row in read_lines(first / f"hpo{size}.jsonl")} for size in ("", "-1", "-3")
+    )
+    held = {text for text in whole if holds_out(Document("", text), 0.4)}
+    assert held and held < small < large < whole
+    assert (len(small), len(large)) == (len(held) + 1, len(held) + 3)
 
 
 @pytest.mark.script
