@@ -19,7 +19,9 @@ from maskwise.studies.forecast import check
 from maskwise.studies.from_files import new_recipe
 from maskwise.studies.inputs import settled, task_specs, with_settled_tasks
 from maskwise.studies.single import run_finetune
-from maskwise.tasks import finetuning, load_task
+from maskwise.tasks import finetuning, load_task, loading, reading
+from maskwise.text.source import read_records
+from maskwise.text.tables import FieldValues
 from test_finetune_again import Tuner
 
 WORDS = ["rain", "sun", "snow", "wind", "cloud", "storm", "fog", "ice", "heat", "dust"]
@@ -65,6 +67,26 @@ def test_a_file_with_one_more_row_stays_the_same_task_or_is_refused(
     with pytest.raises(MaskwiseError) as caught:
         load_task(spec)
     assert more in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_found_in_a_file_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def counted(path: Path, **how: Any) -> list[FieldValues]:
+        read.append(path)
+        return read_records(path, **how)
+
+    monkeypatch.setattr(reading, "read_records", counted)
+    (spec,) = settled([written(tmp_path, TWENTY) + "(train_rows=60)"])
+    task = load_task(spec)
+    assert len(read) == 1 and not task.suggested
+
+    # The same task is read in another process.
+    monkeypatch.setattr(loading, "_LOADED", {})
+    again = load_task(spec)
+    assert len(read) == 2 and vars(again) == vars(task)
 
 
 def test_the_advice_of_the_refusal_works(tmp_path: Path) -> None:

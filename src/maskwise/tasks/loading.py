@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -228,12 +228,20 @@ def _load(spec: str, given: Mapping[str, Any], card: str | None) -> Task:
         return _read_task(asked)
     # A study loads the same task in many places.
     more = state_of_files(given[CORPUS]) if CORPUS in given else None
-    key = repr((spec, sorted(given.items()), card, state_of_files(spec), more))
+    state = (spec, card, state_of_files(spec), more)
+    key = _key(state, given)
     if key not in _LOADED:
-        if len(_LOADED) == MOST_LOADED:
+        task = _read_task(asked)
+        while len(_LOADED) > MOST_LOADED - 2:
             del _LOADED[next(iter(_LOADED))]
-        _LOADED[key] = _read_task(asked)
+        # Commands name what was found (``settled``). It is the same task, so it is not read again.
+        _LOADED[_key(state, {**given, **task.suggested})] = replace(task, suggested={})
+        _LOADED[key] = task
     return _LOADED[key]
+
+
+def _key(state: object, given: Mapping[str, object]) -> str:
+    return repr((state, sorted(given.items())))
 
 
 class HiddenLabels(MaskwiseError):
