@@ -14,9 +14,9 @@ from maskwise.base.errors import MaskwiseError
 from maskwise.base.folders import read_json, read_lines
 from maskwise.evaluation.evaluate import measure_of
 from maskwise.evaluation.measure import HeldOutText
-from maskwise.evaluation.measures import by_length
 from maskwise.evaluation.measures.by_length import ByLength
 from maskwise.models.loading import load_model, new_config, new_model
+from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.report import write_report
 from maskwise.studies import run_study
@@ -30,20 +30,22 @@ SMALL = {
     "intermediate_size": 32,
 }
 
-Read: TypeAlias = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-"""The rows that a model read, and the rows and columns of the tokens that it predicted."""
+Read: TypeAlias = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
+"""The rows that a model read, the rows and columns of the tokens that it predicted, and these."""
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Read:
     found: Read = []
-    usual = by_length.masked_logits
+    usual = MaskedLanguageModelling.token_losses
 
-    def watched(model, inputs, row, column):
-        found.append((inputs["input_ids"], row, column))
-        return usual(model, inputs, row, column)
+    def watched(objective, batch):
+        losses, where = usual(objective, batch)
+        row, column = where.unbind(1)
+        found.append((batch["input_ids"], row, column, batch["labels"][row, column]))
+        return losses, where
 
-    monkeypatch.setattr(by_length, "masked_logits", watched)
+    monkeypatch.setattr(MaskedLanguageModelling, "token_losses", watched)
     return found
 
 
@@ -57,13 +59,13 @@ def test_the_same_tokens_are_predicted_at_the_end_of_every_length(seen: Read) ->
     assert [*found] == measure.lengths == [32, 64, 128]
     assert len({row.items for row in found.values()}) == 1
     wanted = [number for text in TEXTS for number in text_windows(tokenizer, text, 126)][:3]
-    for (ids, row, column), length in zip(seen, found, strict=True):
+    for (ids, row, column, _), length in zip(seen, found, strict=True):
         assert ids.shape == (3, length)
         # Counted from the end, the masks are at the same places, and the text is the same.
         assert torch.equal(column - length, seen[0][2] - 32) and torch.equal(row, seen[0][1])
         assert torch.equal(ids[:, -31:], seen[0][0][:, -31:])
     # By other code: the whole row is read, and the loss of the masked places is the mean.
-    ids, row, column = seen[-1]
+    ids, row, column, _ = seen[-1]
     truth = ids.clone()
     chosen = all_windows(tokenizer, 126)
     chosen = [chosen[at * len(chosen) // 3] for at in range(3)]
@@ -91,7 +93,7 @@ def test_words_that_stand_far_back_are_predicted_with_their_answer_and_without(s
             assert place - 1 >= 126 - 30
             # It stands in the first half, and nowhere else.
             assert token in part[:63] and part[63:].count(token) == 1
-            for length, (batch, _, _) in zip((64, 128), seen, strict=True):
+            for length, (batch, *_) in zip((64, 128), seen, strict=True):
                 assert (token in batch[at].tolist()) == (length == 128)
                 logits = model(input_ids=batch[at][None]).logits[0, place - 128 + length]
                 losses[length].append(float(cross_entropy(logits, torch.tensor(token))))
@@ -110,23 +112,15 @@ def all_windows(tokenizer, size: int) -> list[list[int]]:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("spec", ["by-length(64)", "far-words(64)"])
-def test_unknown_tokens_are_not_predicted(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_tokens_are_not_predicted(spec: str, seen: Read) -> None:
     tokenizer = load_tokenizer("bundled:encoder")
     odd = "\u16a0 "
     assert tokenizer(odd, add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id]
     # An unknown word stands once in the first half of each row, and once at its end.
     text = f"{odd} {TEXTS[0][:60]} " * 40
-    seen: list[torch.Tensor] = []
-    usual = torch.nn.functional.cross_entropy
-
-    def watched(logits, wanted, **how):
-        seen.append(wanted)
-        return usual(logits, wanted, **how)
-
-    monkeypatch.setattr(torch.nn.functional, "cross_entropy", watched)
     measure = measure_of(spec).on(HeldOutText(None, None, [text]))  # type: ignore[attr-defined, arg-type]
     measure.measure(load_model("bundled:encoder").eval(), tokenizer)
-    assert seen and not any((wanted == tokenizer.unk_token_id).any() for wanted in seen)
+    assert seen and not any((wanted == tokenizer.unk_token_id).any() for *_, wanted in seen)
 
 
 def test_short_documents_are_refused() -> None:

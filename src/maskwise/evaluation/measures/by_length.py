@@ -21,12 +21,15 @@ import numpy as np
 import torch
 
 from maskwise.base.constants import BY_LENGTH, NATS
+from maskwise.base.devices import moved
 from maskwise.base.errors import MaskwiseError, whole_number
 from maskwise.evaluation.measure import TextMeasure
+from maskwise.masking import IGNORE
 from maskwise.masking.draws import Array, fold
 from maskwise.masking.line import Frame
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.models.families import masked_logits, most_tokens
+from maskwise.models.families import most_tokens
+from maskwise.objectives.denoising import predicting
 from maskwise.results.measurements import Measurement
 from maskwise.text import read_documents, tokenise
 from maskwise.text.words import tokens_id
@@ -225,17 +228,15 @@ def end_losses(
         first = len(before) + room - end
         places += [(number, first + at) for at in masked.tolist()]
     truth = torch.tensor(rows)
+    at = torch.tensor(places).unbind(1)
+    labels = torch.full_like(truth, IGNORE)
+    labels[at] = truth[at]
     shown = truth.clone()
-    row, column = torch.tensor(places).unbind(1)
-    shown[row, column] = int(tokenizer.mask_token_id)
+    shown[at] = int(tokenizer.mask_token_id)
+    objective = predicting(model)
     losses = []
     at_once = max(1, TOKENS_AT_ONCE // length)
-    for first in range(0, len(rows), at_once):
-        here = (row >= first) & (row < first + at_once)
-        ids = shown[first : first + at_once].to(device)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        where = (row[here] - first).to(device), column[here].to(device)
-        logits = masked_logits(model, inputs, *where).float()
-        wanted = truth[row[here], column[here]].to(device)
-        losses.append(torch.nn.functional.cross_entropy(logits, wanted, reduction="none").cpu())
+    for ids, wanted in zip(shown.split(at_once), labels.split(at_once), strict=True):
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": wanted}
+        losses.append(objective.token_losses(moved(batch, device))[0].cpu())
     return torch.cat(losses).double().numpy()

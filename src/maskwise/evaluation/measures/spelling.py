@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from maskwise.base.devices import moved
 from maskwise.base.errors import MaskwiseError, whole_number
 from maskwise.evaluation.measure import TextMeasure
+from maskwise.masking import IGNORE
 from maskwise.masking.draws import fold
-from maskwise.models.families import masked_logits, most_tokens
+from maskwise.models.families import most_tokens
+from maskwise.objectives.denoising import predicting
 from maskwise.results.measurements import Measurement
 from maskwise.text.words import classify, text_id, words_in
 
@@ -193,6 +196,7 @@ def _nats(
         for word in part.words:
             shown[row, word] = tokenizer.mask_token_id
             most = max(most, len(word))
+    objective = predicting(model)
     total = 0.0
     for piece in range(most):
         places = [
@@ -201,12 +205,12 @@ def _nats(
             for word in part.words
             if len(word) > piece
         ]
-        rows, columns = torch.tensor(places).unbind(1)
-        inputs = {"input_ids": shown.to(device), "attention_mask": attention.to(device)}
-        logits = masked_logits(model, inputs, rows.to(device), columns.to(device))
-        log_p = logits.float().log_softmax(-1).cpu()
-        target = truth[rows, columns]
-        total -= float(log_p.gather(1, target[:, None]).double().sum())
+        at = torch.tensor(places).unbind(1)
+        labels = torch.full_like(truth, IGNORE)
+        labels[at] = truth[at]
+        batch = {"input_ids": shown, "attention_mask": attention, "labels": labels}
+        losses, _ = objective.token_losses(moved(batch, device))
+        total += float(losses.cpu().double().sum())
         # The next pieces are predicted from these.
-        shown[rows, columns] = target
+        shown[at] = truth[at]
     return total
