@@ -256,6 +256,23 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
             ),
         ),
         Usual(
+            "A smaller encoder?",
+            "none; `--student-layers` for half of the layers and twice the speed",
+            "Two of the four layers of the bundled encoder, 300 steps, one text. Both tasks count "
+            "together, in SDs of runs; losses above 1.2 points are ruled out on either. Without a "
+            "teacher, the same layers were as good on one task and .5 points behind on the other "
+            "(−.2 to 1.1).",
+            (
+                Evidence(
+                    "half-the-layers",
+                    "student",
+                    UNCHANGED,
+                    "two layers that learned from four against the four",
+                ),
+                Evidence("half-the-layers", "student", "alone", "the same against no teacher"),
+            ),
+        ),
+        Usual(
             "How much text is enough?",
             "all that there is",
             "Nested samples of one text, each against the unchanged model, would tell.",
