@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from maskwise.recipe import read_recipe, shipped
-from maskwise.recipe.described import declared, recipe_schema, schema_line
+from maskwise.recipe.described import declared, recipe_schema
 from maskwise.studies.from_files import new_recipe
+from maskwise.text import read_documents
 from tiny import maskwise, write_lines
 
 ROOT = Path(__file__).parents[1]
@@ -69,28 +70,32 @@ def test_every_key_has_its_description() -> None:
     assert {name.rpartition(".")[2] for name in declared()} <= {name for name, _ in keys}
 
 
-def test_a_new_recipe_names_the_schema_for_editors(
+def test_editors_find_the_schema_of_a_new_recipe_on_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a b"))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    write_lines(Path("texts.jsonl"), [{"text": f"This is text {n} of many."} for n in range(80)])
+    new_recipe("texts.jsonl", target=Path("mine.yaml"))
+    there = here.rename(tmp_path / "there") / "mine.yaml"
+    first = there.read_text(encoding="utf-8").splitlines()[0]
+    # Editors read a relative path from the folder of the recipe.
+    before, schema = first.split("=")
+    assert before == "# yaml-language-server: $schema" and not Path(schema).is_absolute()
+    assert json.loads((there.parent / schema).read_text(encoding="utf-8")) == SCHEMA
+    monkeypatch.chdir(there.parent)
+    assert read_recipe(there).corpus.source == "texts.jsonl"
+
+
+def test_the_schema_of_a_recipe_is_no_text_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    write_lines(
-        tmp_path / "texts.jsonl", [{"text": f"This is text {n} of many."} for n in range(80)]
-    )
-    new_recipe("texts.jsonl")
-    first = (tmp_path / "texts.yaml").read_text().splitlines()[0]
-    file = tmp_path / "a b" / "maskwise" / "recipe.schema.json"
-    assert first == f"# yaml-language-server: $schema={file.as_uri()}"
-    assert json.loads(file.read_text()) == SCHEMA
-    assert read_recipe("texts.yaml").corpus.source == "texts.jsonl"
-
-
-def test_without_a_folder_for_it_a_recipe_has_no_schema(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert schema_line() == ""
+    texts = [f"This is text {n} of many." for n in range(80)]
+    write_lines(Path("texts.jsonl"), [{"text": text} for text in texts])
+    new_recipe(".", target=Path("mine.yaml"))
+    assert [document.text for document in read_documents(".")] == texts
 
 
 def test_the_command_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:

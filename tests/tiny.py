@@ -139,6 +139,8 @@ OTHERS = {
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
     # read by keys or by people
     *("recipe.yaml", "adapt.yaml", "README.md", "report.html", "error.txt"),
+    # read by editors
+    ".maskwise.schema.json",
 }
 """Files without a version of maskwise's."""
 

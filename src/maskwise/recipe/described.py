@@ -18,16 +18,15 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from maskwise.base.devices import cache_folder
 from maskwise.base.effects import effect_of
-from maskwise.base.errors import MaskwiseError
-from maskwise.base.folders import write_whole
 from maskwise.base.printing import json_text
 from maskwise.recipe.explained import groups_in
 from maskwise.recipe.recipe import Recipe
 
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 """Signs of the limits in a JSON schema."""
+SCHEMA_FILE = ".maskwise.schema.json"
+"""The JSON Schema beside a recipe. It is hidden, because the folder may be read as a corpus."""
 
 
 class Key(NamedTuple):
@@ -109,21 +108,14 @@ def _groups(settings: type[BaseModel]) -> Iterator[type[BaseModel]]:
             yield from _groups(kind)
 
 
-def schema_line() -> str:
-    """Return the comment by which editors find the schema of a recipe, as its first line.
+def with_schema(name: str, recipe: str) -> dict[str, str]:
+    """Return the texts of a recipe's file and of its JSON Schema, keyed by the names of the files.
 
-    The schema is written into the cache folder. Where that is impossible, the line is empty:
-    recipes do not need it.
+    Editors find the schema by the first line of the recipe. They read its path from the folder of
+    the recipe, so that both files work on another machine, too.
     """
-    folder = cache_folder()
-    if folder is None:
-        return ""
-    file = folder / "recipe.schema.json"
-    try:
-        write_whole(file, json_text(recipe_schema()))
-    except MaskwiseError:
-        return ""
-    return f"# yaml-language-server: $schema={file.absolute().as_uri()}\n"
+    line = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
+    return {name: line + recipe, SCHEMA_FILE: json_text(recipe_schema())}
 
 
 def _fields(settings: type[BaseModel], before: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -30,7 +30,7 @@ from maskwise.models.families import most_tokens
 from maskwise.models.loading import load_config, weights_of
 from maskwise.recipe import Recipe, read_recipe, recipe_of_text, shipped
 from maskwise.recipe.commented import commented
-from maskwise.recipe.described import schema_line
+from maskwise.recipe.described import SCHEMA_FILE, with_schema
 from maskwise.recipe.setting_layers import layer, nest, parse_overrides, with_overrides
 from maskwise.recipe.yamls import Plain
 from maskwise.results.usual import ARMS, MOST_FOR_MUON, MUON_RATE, RATES, UNSPACED_ARMS
@@ -425,11 +425,13 @@ def new_recipe(
     # An error of a setting names the setting.
     draft.read(overrides)
     changed = nest(with_overrides(layer(draft.settings), overrides))
-    write_whole(target, schema_line() + replace(draft, settings=changed).text)
+    files = with_schema(target.name, replace(draft, settings=changed).text)
+    for name, content in files.items():
+        write_whole(target.with_name(name), content)
     # The name may contain spaces and brackets.
     recipe = shell_word(str(target))
     return [
-        f"wrote {target}",
+        f"wrote {target}, and {SCHEMA_FILE} beside it, by which editors check it",
         *draft.why,
         f"next: maskwise check {recipe}",
         f"then: maskwise study {recipe} --out {shell_word(str(results_folder(str(target))))}",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from maskwise.base.errors import MaskwiseError, duration, option
 from maskwise.base.signals import temporary_folder
 from maskwise.jobs.pools import require_one_process
-from maskwise.recipe.described import schema_line
+from maskwise.recipe.described import with_schema
 from maskwise.recipe.yamls import Plain
 from maskwise.studies.adapt.answer import answers, next_of
 from maskwise.studies.adapt.draft import RECIPE, Texts, cut_rows, draft_of
@@ -198,7 +198,7 @@ class Adaptation:
             jobs=request.jobs,
             processes=request.processes,
             executor=executor,
-            files={RECIPE: schema_line() + self.draft.text},
+            files=with_schema(RECIPE, self.draft.text),
             call=f"maskwise adapt {request.model} {request.texts}",
         )
         next_step = next_of(result, recipe, request)._asdict()
