@@ -95,6 +95,69 @@ def one_more(**cells: Any) -> Rows:
     return [*shares(), {"arm": "a", "seed": 9, "task": "t", "score": 0.5, **cells}]
 
 
+def in_files(files: dict[str, Rows], folder: Path, **more: Any) -> object:
+    """Compare files of these rows, whose arms are only in the names of the files."""
+    for name, rows in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        pd.DataFrame(rows).drop(columns="arm", errors="ignore").to_csv(folder / name, index=False)
+    return mw.compare([folder / name for name in files], **{**BOTH, **more})
+
+
+def with_an_empty_file(folder: Path) -> object:
+    (folder / "c.csv").write_text("seed,task,score\n")
+    for arm in "ab":
+        pd.DataFrame(of_arm(arm)).drop(columns="arm").to_csv(folder / f"{arm}.csv", index=False)
+    return mw.compare([folder / f"{arm}.csv" for arm in "abc"], **BOTH)
+
+
+def of_arm(arm: str) -> Rows:
+    return [row for row in shares() if row["arm"] == arm]
+
+
+MINE, THEIRS = of_arm("a"), of_arm("b")
+# Files of an arm each, and how compare is called, by what is wrong; and the facts of the line.
+FILES: dict[str, tuple[dict[str, Rows], dict[str, Any], tuple[str, ...]]] = {
+    "a seed of one file": (
+        {"a.csv": MINE[:-1], "b.csv": THEIRS},
+        {},
+        ("'a'", "lacks seeds", "5"),
+    ),
+    "a task of one file": (
+        {"a.csv": [*MINE, *({**row, "task": "u"} for row in MINE)], "b.csv": THEIRS},
+        {},
+        ("'b'", "seed 0", "score on u"),
+    ),
+    "a column of one file": (
+        {
+            "a.csv": [{"seed": n, "t": 0.5, "u": 0.5} for n in range(6)],
+            "b.csv": [{"seed": n, "t": 0.4} for n in range(6)],
+        },
+        {},
+        ("'b'", "seed 0", "on u", "an empty cell"),
+    ),
+    "a column of models": (
+        {"a.csv": [{**row, "model": "bert"} for row in MINE], "b.csv": THEIRS},
+        {},
+        ("a.csv", "column model", "one table"),
+    ),
+    "a column that is named": (
+        {"a.csv": MINE, "b.csv": THEIRS},
+        {"columns": {"arm": "which"}},
+        ("a.csv", "column which"),
+    ),
+    "two of one name": (
+        {"b.csv": THEIRS, "x/b.csv": THEIRS},
+        {},
+        ("named b", "x/b.csv", "rename"),
+    ),
+    "one": ({"b.csv": THEIRS}, {}, ("one arm", "b")),
+    "a baseline that is none": (
+        {"a.csv": MINE, "b.csv": THEIRS},
+        {"baseline": "b.csv"},
+        ("'b.csv'", "allowed: a, b"),
+    ),
+}
+
 FRAME = pd.DataFrame(shares())
 SUGGESTED: dict[str, Any] = {
     "arm=path": lambda arm, seed, score: {"Name": f"dew-{arm}{seed}", "seed": seed, "path": arm},
@@ -280,6 +343,16 @@ ROWS = [
     *(
         Refusal(f"compare into a file {below!r}", partial(into_a_file, below), ("folder", "file"))
         for below in ("", "below")
+    ),
+    *(
+        Refusal(f"compare files: {name}", partial(in_files, files, **more), facts)
+        for name, (files, more, facts) in FILES.items()
+    ),
+    Refusal("compare files: one is empty", with_an_empty_file, ("no rows", "c.csv")),
+    Refusal(
+        "compare files: one is missing",
+        lambda folder: mw.compare([folder / "b.csv", folder / "a.csv"], **BOTH),
+        ("no file", "b.csv"),
     ),
     *(
         Refusal(f"compare: {name}", partial(compared, rows, **more), facts)

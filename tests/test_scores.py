@@ -117,6 +117,25 @@ def test_a_table_may_be_long_wide_a_frame_or_a_folder(tmp_path: Path) -> None:
     assert len(data) == 12 and set(data.outcome) == {"t"}
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_each_arm_may_have_a_file_of_its_own(wide: bool, tmp_path: Path, capsys: Any) -> None:
+    rows = [{**row, "arm": {"a": "v1.5", "b": "b"}[row["arm"]]} for row in two_tasks()]
+    frame = pd.DataFrame(rows)
+    if wide:
+        frame = frame.pivot(index=["arm", "seed"], columns="task", values="score").reset_index()
+    own = {arm: part.drop(columns="arm") for arm, part in frame.groupby("arm")}
+    own["v1.5"].to_csv(tmp_path / "v1.5.csv", index=False)
+    own["b"].to_json(tmp_path / "b.jsonl", orient="records", lines=True)
+    files = [tmp_path / "v1.5.csv", str(tmp_path / "b.jsonl")]
+    found = mw.compare(files, **BETTER)
+    assert found.summary["contrasts"] == mw.compare(rows, **BETTER).summary["contrasts"]
+    assert "the file's name" in found.notes[0] and set(found.study["arms"]) == {"v1.5", "b"}
+    asked = ("--baseline", "b", "--replicate", "pretraining", "--json")
+    assert command("compare", *files, *asked) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["verdict"] == "decided" and said["notes"] == found.notes
+
+
 def test_nothing_of_a_table_is_left_out_silently() -> None:
     rows = [
         {

@@ -368,7 +368,11 @@ def report(
 
 def compare(
     scores: Annotated[
-        Path, typer.Argument(help="A table of scores, or a folder ARM/SEED/all_results.json.")
+        list[Path],
+        typer.Argument(
+            help="A table of scores, or one for each arm, which is named after its file; or a "
+            "folder ARM/SEED/all_results.json."
+        ),
     ],
     baseline: Annotated[str, typer.Option(help="The arm that others are compared with.")],
     replicate: Annotated[
@@ -406,7 +410,7 @@ def compare(
     guessing = {task: _number(value) for task, value in _named(chance, "chance").items()}
     pairs = _split(contrast, ":", "contrast")
     result = judge(
-        scores,
+        scores[0] if len(scores) == 1 else scores,
         replicate=replicate,
         baseline=baseline,
         contrasts=pairs,

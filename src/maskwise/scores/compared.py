@@ -128,7 +128,13 @@ class ComparedScores:
 
 
 def compare(
-    scores: str | Path | DataFrame | Series | Iterable[Row] | Mapping[str, Sequence[Any]],
+    scores: str
+    | Path
+    | Sequence[str | Path]
+    | DataFrame
+    | Series
+    | Iterable[Row]
+    | Mapping[str, Sequence[Any]],
     *,
     replicate: str,
     baseline: str,
@@ -141,9 +147,9 @@ def compare(
     """Judge a table of scores: is the difference between two arms real?
 
     Args:
-        scores: a file (.csv, .tsv, .json, .jsonl, .parquet), a folder ARM/SEED/all_results.json, a
-            data frame, a series whose index has names, dicts of a row each, or a dict with a list
-            for each column.
+        scores: a file (.csv, .tsv, .json, .jsonl, .parquet), a list of files that are named after
+            an arm each, a folder ARM/SEED/all_results.json, a data frame, a series whose index has
+            names, dicts of a row each, or a dict with a list for each column.
         replicate: what a row repeats, a key of ``REPLICATES``.
         baseline: the arm that others are compared with.
         contrasts: the (arm, baseline) pairs of the primary contrasts, at most six, which share the

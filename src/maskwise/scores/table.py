@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 from pandas import DataFrame, Series, isna
 
 from maskwise.base.errors import MaskwiseError, require_known, shell_word
-from maskwise.base.folders import read_json
+from maskwise.base.folders import read_json, stem_of
 
 COLUMNS = {
     "arm": ("arm", "model", "method", "system", "variant"),
@@ -23,6 +23,9 @@ COLUMNS = {
     "score": ("score", "main_score", "value", "accuracy", "f1"),
 }
 """The names by which a column is known, in the order of preference. Upper case counts as lower."""
+
+FILE_NAME = "the file's name"
+"""What stands for the column of arms if each arm has a file of its own."""
 
 ABOUT_RUNS = frozenset(
     ("epoch", "epochs", "step", "steps", "lr", "learning_rate", "params", "time", "runtime")
@@ -70,7 +73,7 @@ class ScoreTable(NamedTuple):
 def read_scores(
     scores: object, columns: Mapping[str, str], lower: Sequence[str], baseline: str
 ) -> ScoreTable:
-    """Read a table in a file, in a folder ARM/SEED/all_results.json, or in Python.
+    """Read a table in a file, in files of an arm each, in a folder, or in Python.
 
     Args:
         scores: as for ``maskwise.compare``.
@@ -89,7 +92,12 @@ def read_scores(
         # Each file of a folder is like a row with columns.
         table = ScoreTable(found, notes, one_column=False)
     else:
-        rows = _rows_of(scores)
+        files = _files_of(scores)
+        if files:
+            rows = _rows_of_arms(files, columns)
+            columns = {**columns, "arm": FILE_NAME}
+        else:
+            rows = _rows_of(scores)
         once = _once(rows)
         table = _long(once, columns, lower, baseline)
     repeated = len(rows) - len(once)
@@ -107,6 +115,13 @@ def _folder_of(scores: object) -> Path | None:
             path = Path(scores).expanduser()
             return path if path.is_dir() else None
     return None
+
+
+def _files_of(scores: object) -> list[str | Path]:
+    """Return the files of scores if each arm has its own."""
+    if isinstance(scores, list | tuple) and all(isinstance(each, str | Path) for each in scores):
+        return [*scores]
+    return []
 
 
 def _rows_of(scores: object) -> list[Row]:
@@ -149,6 +164,37 @@ def _rows_of(scores: object) -> list[Row]:
     return rows
 
 
+def _rows_of_arms(files: Sequence[str | Path], columns: Mapping[str, str]) -> list[Row]:
+    """Return the rows of files of an arm each, which has the name of its file.
+
+    Raises:
+        MaskwiseError: two files name one arm, or a file has no rows, or a column with arms.
+    """
+    rows: list[Row] = []
+    arms: dict[str, str | Path] = {}
+    for file in files:
+        arm = stem_of(Path(file).name)
+        if arm in arms:
+            raise MaskwiseError(
+                f"two files of scores are named {arm}, and a file's name is its arm",
+                got=f"{arms[arm]} and {file}",
+                do="rename one of them",
+            )
+        arms[arm] = file
+        own = _rows_of(file)
+        if not own:
+            raise MaskwiseError("the table has no rows", got=str(file))
+        column = columns.get("arm") or _known_by("arm", _columns(own))
+        if column:
+            raise MaskwiseError(
+                f"{file} has two arms: its name, and those of a column",
+                got=f"{arm}, and the column {column}",
+                do="remove this column, or give one table of all arms",
+            )
+        rows += [{**row, FILE_NAME: arm} for row in own]
+    return rows
+
+
 def _rows_of_columns(columns: Mapping[object, Any]) -> list[Row]:
     """Return the rows of a dict with a list for each column."""
     lengths = set()
@@ -168,8 +214,8 @@ def _no_rows(scores: object, row: object) -> MaskwiseError:
     return MaskwiseError(
         "these are no rows of scores",
         got=kind if row is scores else f"{kind} of {type(row).__name__}",
-        allowed="a file, a folder, a data frame, dicts of a row each, or a dict with a list for "
-        "each column",
+        allowed="a file, a file for each arm, a folder, a data frame, dicts of a row each, or a "
+        "dict with a list for each column",
         do="give every score its arm and its seed, such as "
         "[{'arm': 'ours', 'seed': 0, 'task': 'sst2', 'score': 0.91}, …]",
     )
