@@ -40,7 +40,7 @@ PLANS: list[tuple[tuple[str, ...], str]] = [
     (("training.patience=2", "training.eval_every=0"), "training.eval_every"),
     (("training.patience=0",), "patience"),
     (("training.patience=2", "study.equal_by=targets"), "equal compute"),
-    (("training.patience=2", "objective=clm"), "got clm"),
+    (("training.patience=2", "objective=clm", "evaluation.masks=[]"), "got clm"),
     (("training.patience=2", "objective={tsdae: {}}"), "got tsdae"),
     (("sampler=mometas",), "sampler"),
     # These are not measured, which is known before any work.

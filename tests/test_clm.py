@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from maskwise.base.constants import REFERENCE
 from maskwise.base.errors import MaskwiseError
+from maskwise.evaluation import HeldOut, fixed_maskers
+from maskwise.evaluation.evaluate import evaluate_checkpoint
+from maskwise.evaluation.scoring import predictable
 from maskwise.models.families import ENCODERS, masked_logits
 from maskwise.models.loading import new_config, new_model
-from maskwise.objectives import CausalLanguageModelling, MaskedLanguageModelling
+from maskwise.objectives import CausalLanguageModelling, MaskedLanguageModelling, predicting
 from maskwise.objectives.denoising import NextTokens
-from maskwise.recipe import read_recipe
+from maskwise.recipe import Recipe, read_recipe
 from maskwise.studies import make_plan, run_stage, run_study
 from maskwise.studies.store import StageStore
-from maskwise.text import Rows
+from maskwise.text import Rows, train_tokenizer
 from test_attention import SEPARATING, TEXTS, build, rows, tokenizer  # noqa: F401 (fixtures)
-from tiny import maskwise, read_lines, write_inputs, write_lines
+from tiny import load_json, maskwise, read_lines, write_inputs, write_lines
 
 THREE = [0, 1, 2]
 
@@ -194,31 +199,136 @@ def test_a_decoder_predicts_the_tokens_of_a_text_alone(family, layout, tokenizer
     assert float(loss.total) == pytest.approx(total, rel=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("layout", ["joined", "packed"])
+def test_the_held_out_loss_of_a_decoder_is_that_of_transformers(family, layout, tokenizer, rows):  # noqa: F811
+    config = new_config(family, tokenizer, 48, **small(family))
+    model = new_model(config, seed=3).eval()
+    maskers = fixed_maskers(tokenizer, masks=["next-token"], ratio=0.15)
+    judge = predicting(model)
+    laid = rows.laid(judge.reads(layout, config))
+    # Decoders do not keep the documents of a packed row apart, so these have rows of their own.
+    assert laid.layout == ("joined" if layout == "joined" else "document")
+    (line,) = HeldOut(laid, maskers, None)(judge)
+    total, count = 0.0, 0
+    line_of_rows = laid.line(range(len(laid)))
+    present = line_of_rows.tensor(line_of_rows.present)
+    for row, kept in zip(line_of_rows.tensor(line_of_rows.input_ids), present, strict=True):
+        ids = row[kept][None]
+        labels = ids.masked_fill(torch.isin(ids, torch.tensor(tokenizer.all_special_ids)), -100)
+        targets = int((labels[:, 1:] >= 0).sum())
+        total += float(model(input_ids=ids, labels=labels).loss) * targets
+        count += targets
+    assert (line["masks"], line["targets"]) == ("next-token", count) and count > 100
+    assert line["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+@torch.no_grad()
+def test_an_encoder_that_is_trained_to_predict_next_tokens_is_measured_by_them(tokenizer, rows):  # noqa: F811
+    model = build("bert", tokenizer)
+    maskers = fixed_maskers(tokenizer, masks=["token", "next-token"], ratio=0.15)
+    found = {line["masks"]: line for line in HeldOut(rows, maskers, None)(predicting(model))}
+    assert [*found] == ["next-token", "token"]
+    batch = NextTokens(tokenizer, **CausalLanguageModelling.masking)(rows.line(range(len(rows))))
+    loss = CausalLanguageModelling(model)(batch)
+    assert found["next-token"]["targets"] == int(loss.divisor)
+    wanted = float(loss.total / loss.divisor)
+    assert found["next-token"]["loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_what_a_model_cannot_predict_is_left_out_or_refused(tokenizer):  # noqa: F811
+    causal = new_config("llama", tokenizer, 48, **small("llama"))
+    both = new_config("llama", tokenizer, 48, **small("llama"))
+    both.is_causal = False
+    kinds = ["token", "diffusion", "next-token"]
+    for config, wanted in (
+        (causal, kinds[2:]),
+        (both, kinds[:2]),
+        (build("bert", tokenizer).config, kinds),
+        (AutoConfig.for_model("deberta-v2"), kinds[:2]),
+        (AutoConfig.for_model("bart"), kinds[:2]),
+    ):
+        assert [*predictable(kinds, config, setting="masks")] == wanted
+        assert [*predictable([], config, setting="masks")] == []
+    for config, given in ((causal, "token"), (both, "next-token")):
+        with pytest.raises(MaskwiseError, match=rf"got masks=\['{given}'\]; set masks="):
+            predictable([given], config, setting="masks")
+
+
+CLM, MLM = {"objective": "clm"}, {"objective": "mlm"}
+MASKS = ("token", "whole-word")
+
+
+@pytest.mark.parametrize(
+    ("settings", "masks"),
+    [
+        ({}, MASKS),
+        (CLM, ("next-token",)),
+        (CLM | {"evaluation": {"rows": 9}}, ("next-token",)),
+        (CLM | {"evaluation": {"masks": []}}, ()),
+        (CLM | {"evaluation": {"masks": "token"}}, ("token",)),
+        ({"phases": [CLM, {}]}, MASKS),
+        ({"phases": [{}, CLM]}, ("next-token",)),
+        (CLM | {"study": {"arms": {"a": {}, "b": MLM}}}, (*MASKS, "next-token")),
+        ({"study": {"arms": {"a": {}, "b": CLM}}}, (*MASKS, "next-token")),
+        ({"objective": {"mlm": {}, "clm": {}}}, MASKS),
+    ],
+)
+def test_next_tokens_are_measured_where_an_arm_ends_with_them(settings, masks):
+    recipe = read_recipe(settings)
+    for again in (recipe, read_recipe(recipe), Recipe(**yaml.safe_load(recipe.to_yaml()))):
+        assert again.links()[-1].evaluation.masks == masks
+        for name in again.study.arms:
+            assert again.arm(name, seed=0).links()[-1].evaluation.masks == masks
+
+
 def test_a_new_decoder_is_trained_and_is_an_arm_beside_an_encoder_made_from_it(tmp_path, capfd):
     recipe = write_inputs(tmp_path)
     settings = yaml.safe_load(recipe.read_text())
     settings |= {
         "model": {"architecture": "llama", "settings": small("llama")},
         "objective": "clm",
-        "evaluation": {"masks": []},
     }
     del settings["study"], settings["tasks"]
     recipe.write_text(json.dumps(settings))
     out = tmp_path / "decoder"
-    assert maskwise("pretrain", recipe, "training.steps=30", "--out", out) == 0
+    schedule = ["training.steps=30", "training.eval_every=10", "training.patience=9"]
+    assert maskwise("pretrain", recipe, *schedule, "--out", out) == 0
     lines = [line for line in read_lines(out / "metrics.jsonl") if line["kind"] == "train"]
     assert lines[-1]["loss"] < lines[0]["loss"]
+    curve = [line for line in read_lines(out / "metrics.jsonl") if line["kind"] == "eval"]
+    assert {line["masks"] for line in curve} == {"next-token"} and len(curve) == 3
+    assert curve[-1]["loss"] < curve[0]["loss"]
     AutoModelForCausalLM.from_pretrained(out / "checkpoint")
-    assert "AutoModelForCausalLM" in (out / "checkpoint" / "README.md").read_text()
-    capfd.readouterr()
+    card = (out / "checkpoint" / "README.md").read_text()
+    assert "AutoModelForCausalLM" in card and "next tokens: " in card
+    shown = capfd.readouterr().out
+    assert "next-token" in shown and "%" not in shown
+    # The folder alone, on any text.
+    text = tmp_path / "corpus.jsonl"
+    found = evaluate_checkpoint(str(out / "checkpoint"), [], text=str(text))
+    model, split = found
+    assert (model.outcome, split.outcome) == ("heldout:next-token@0", "unigram:next-token@0")
+    assert model.items == split.items and model.facts["per_byte"] > 0
+    assert maskwise("evaluate", out / "checkpoint", "--text", text) == 0
+    assert "held-out loss, next-token " in capfd.readouterr().out
     # What it cannot do is refused before anything is written.
-    for change, said in (
-        ("objective=mlm", "a decoder reads earlier tokens only.*objective: clm"),
-        ("evaluation.masks=token", "fills no masks.*evaluation.masks="),
+    for measure, said in (
+        ("heldout(masks=token)", "fills no masks.*set masks=next-token"),
+        ("pseudo-perplexity", "reads earlier tokens only"),
     ):
-        assert maskwise("pretrain", recipe, change, "--out", tmp_path / "refused") == 2
+        command = ("evaluate", out / "checkpoint", "--text", text, "--with", measure)
+        assert maskwise(*command) == 2 and re.search(said, capfd.readouterr().err)
+    for changes, said in (
+        (["objective=mlm"], "a decoder reads earlier tokens only.*objective: clm"),
+        (["evaluation.masks=token"], "fills no masks.*evaluation.masks=next-token"),
+        (["training.patience=2", "evaluation.masks=[]"], "patience chooses .*got clm"),
+    ):
+        refused = tmp_path / "refused"
+        assert maskwise("pretrain", recipe, *changes, "--out", refused) == 2
         assert re.search(said, capfd.readouterr().err)
-        assert not (tmp_path / "refused").exists()
+        assert not refused.exists()
     pairs = [{"query": f"a{n}", "passage": f"a{n} b"} for n in range(40)]
     write_lines(tmp_path / "pairs.jsonl", pairs)
     arms = {
@@ -246,3 +356,68 @@ def test_a_new_decoder_is_trained_and_is_an_arm_beside_an_encoder_made_from_it(t
     lines = read_lines(tmp_path / "out" / "records.jsonl")
     scores = {(line["arm"], line["measure"]) for line in lines if line["kind"] == "task"}
     assert len(scores) == 3 * 4
+    # Each model is measured by what it predicts.
+    losses = defaultdict(set)
+    for line in lines:
+        if line["kind"] == "heldout":
+            losses[line["arm"]].add(line["measure"])
+    assert losses == {"both": {*MASKS}, "causal": {"next-token"}, REFERENCE: {"next-token"}}
+
+
+def test_decoders_are_compared_by_the_loss_of_next_tokens(tmp_path):
+    recipe = write_inputs(tmp_path)
+    plain = yaml.safe_load(recipe.read_text())
+    plain |= {"model": {"architecture": "llama", "settings": small("llama")}, "objective": "clm"}
+    plain["training"] = {"steps": 8, "batch_size": 8, "eval_every": 4}
+    del plain["study"], plain["tasks"]
+    out = tmp_path / "decoder"
+    recipe.write_text(json.dumps(plain))
+    assert maskwise("pretrain", recipe, "--out", out) == 0
+    plain["model"] = {"pretrained": str(out / "checkpoint")}
+    del plain["tokenizer"]
+    arms = {"further": {}, "slower": {"training.learning_rate": 1e-5}}
+    plain["study"] = {"arms": arms, "seeds": 2, "outcome": "heldout:next-token"}
+    for wrong in ("heldout:next-token@0.15", "heldout:token"):
+        with pytest.raises(MaskwiseError, match=r"allowed: heldout:next-token(;|$)"):
+            make_plan(read_recipe(plain, [f"study.outcome={wrong}"]))
+    result = run_study(read_recipe(plain), tmp_path / "out", jobs=1)
+    assert not result["failures"]
+    primary = [row for row in result["contrasts"] if row["primary"]]
+    assert {row["outcome"] for row in primary} == {"heldout:next-token"} and primary
+    means = [loss["means"] for loss in result["losses"]]
+    assert [{*arms, REFERENCE}] == [{*each} for each in means]
+    assert means[0]["further"] < means[0][REFERENCE]
+    study = load_json(tmp_path / "out" / "study.json")
+    assert study["arms"]["further"]["judged_on"] == ["next-token"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    for words in ("next tokens", "Next tokens", "predicts next tokens"):
+        assert words in page
+    assert "Masked 0" not in page and "next-token masks" not in page
+
+
+@pytest.mark.parametrize("pad", [None, "[SEP]"])
+def test_a_decoder_needs_no_mask_token(tmp_path, capfd, pad):
+    """Published decoders have none, and often no padding token; next tokens need neither."""
+    recipe = write_inputs(tmp_path)
+    text = tmp_path / "corpus.jsonl"
+    plain = train_tokenizer([line["text"] for line in read_lines(text)], vocab_size=120)
+    kinds = ("bos_token", "eos_token", "unk_token")
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=plain.backend_tokenizer, pad_token=pad, **dict.fromkeys(kinds, "[SEP]")
+    )
+    assert bare.mask_token is None
+    bare.save_pretrained(tmp_path / "gpt2")
+    config = AutoConfig.for_model("gpt2", vocab_size=len(bare), n_embd=16, n_layer=2, n_head=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
+    settings = yaml.safe_load(recipe.read_text())
+    settings |= {"model": {"pretrained": str(tmp_path / "gpt2")}, "objective": "clm"}
+    settings["training"] = {"steps": 2, "batch_size": 8, "eval_every": 0}
+    del settings["study"], settings["tasks"], settings["tokenizer"]
+    recipe.write_text(json.dumps(settings))
+    assert maskwise("pretrain", recipe, "--out", tmp_path / "out") == 0
+    for folder in ("gpt2", "out/checkpoint"):
+        (loss, _) = evaluate_checkpoint(str(tmp_path / folder), [], text=str(text))
+        assert loss.outcome == "heldout:next-token@0" and loss.value > 0
+    capfd.readouterr()
+    assert maskwise("pretrain", recipe, "objective=mlm", "--out", tmp_path / "other") == 2
+    assert "has no mask token" in capfd.readouterr().err

@@ -659,7 +659,7 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_work(recipe, tmp_path, d
         # An arm without masks of its own would tie at every point.
         (
             "needs held-out losses of arm",
-            "objective=clm",
+            "objective={tsdae: {}}",
             f"study.search={{{rates}, by: held-out}}",
         ),
         (

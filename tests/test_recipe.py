@@ -526,8 +526,8 @@ def test_an_arm_that_changes_nothing_may_be_left_empty(recipe):
     ("changes", "kinds", "policies"),
     [
         ({"masking": {"policy": "whole-word"}}, ("whole-word",), ["whole-word"]),
-        ({"objective": "clm"}, (), []),
-        ({"objective": {"clm": {}}}, (), []),
+        ({"objective": "clm"}, ("next-token",), []),
+        ({"objective": {"clm": {}}}, ("next-token",), []),
         (
             {"objective": {"mlm": {"masking": {"policy": "whole-word"}}, "cse": {}}},
             ("whole-word",),

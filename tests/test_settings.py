@@ -325,7 +325,7 @@ PLACES = ("", "phases.1.", "study.arms.a.", "study.arms.a.phases.1.")
             for place in PLACES[::2]
         ),
         *((place, {"tokenizer.kind": "bpe", "tokenizer.k": 4}) for place in PLACES[::2]),
-        *((place, {"training.patience": 2, "objective": "clm"}) for place in PLACES),
+        *((place, {"training.patience": 2, "objective": {"tsdae": {}}}) for place in PLACES),
         *((place, {"training.group_by_length": True, "corpus.stream": True}) for place in PLACES),
     ],
 )

@@ -152,6 +152,10 @@ GAIN = "gain over random masks on dev, nats"
 DIFFUSION = "diffusion"
 """The name of the held-out masks of masked diffusion. Their loss, a bound, can be compared between
 arms that mask different units (tokens, words, …)."""
+NEXT_TOKEN = "next-token"
+"""The name of the held-out loss of next tokens, which stands beside those of fixed masks."""
+WITHOUT_RATIO = (DIFFUSION, NEXT_TOKEN)
+"""Held-out losses that have no masking ratio, and whose targets are the same for all arms."""
 
 
 def rank_here() -> int:

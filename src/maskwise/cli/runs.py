@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from maskwise.base.constants import MOST_SEEDS, accuracy_misleads, rank_here
+from maskwise.base.constants import MOST_SEEDS, NEXT_TOKEN, accuracy_misleads, rank_here
 from maskwise.base.errors import MaskwiseError, Truncated, counted, in_percent, plural, shell_words
 from maskwise.base.folders import recipe_path, refuse_missing, shipped
 from maskwise.base.printing import err_console, out_console, print_json, say, warn
@@ -360,6 +360,8 @@ def pretrain(
     rows = []
     for line in result["heldout"]:
         masks = f"{line['masks']} {in_percent(line['ratio'])} %"
+        if line["masks"] == NEXT_TOKEN:
+            masks = line["masks"]
         rows.append((masks, figure(line["loss"]), figure(line["unigram"]), str(line["targets"])))
     print_table(("held-out masks", "loss (nats)", "word frequencies alone", "targets"), rows)
     known = [line for line in result["heldout"] if line["unigram"] is not None]

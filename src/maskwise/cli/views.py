@@ -16,6 +16,7 @@ import typer
 from rich.padding import Padding
 from rich.text import Text
 
+from maskwise.base.constants import NEXT_TOKEN
 from maskwise.base.errors import MaskwiseError, in_percent, require_known, unknown_name
 from maskwise.base.folders import recipe_path, shipped
 from maskwise.base.plugins import Table
@@ -169,6 +170,8 @@ def evaluate(
         chance = row.chance
         if row.kind == "heldout" and row.ratio is not None:
             name = f"held-out loss, {row.measure} masks {in_percent(row.ratio)} %"
+            if row.measure == NEXT_TOKEN:
+                name = f"held-out loss, {row.measure}"
             chance = by_frequency.get(row.outcome.replace("heldout:", "unigram:", 1))
         skipped = [f"{count} {reason}" for reason, count in row.facts.get("skipped", {}).items()]
         shown = figure(row.value)

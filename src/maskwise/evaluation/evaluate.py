@@ -36,6 +36,7 @@ from maskwise.evaluation.returned import numbers_of, require_distinct, require_m
 from maskwise.evaluation.scoring import PSEUDO_PERPLEXITY
 from maskwise.evaluation.sets import Pairs, load_set
 from maskwise.evaluation.settings import EvaluationSettings
+from maskwise.models.decoders import is_causal, require_sees_later
 from maskwise.models.families import check_fit, evaluating, most_tokens, require_kind
 from maskwise.models.loading import load_model, without_advice
 from maskwise.results.measurements import Measurement
@@ -196,13 +197,15 @@ def evaluate(
     if not measures:
         return []
     if isinstance(checkpoint, str | Path):
-        model = load_model(checkpoint, kind=None)
+        model = load_model(checkpoint, kind=None, causal=True)
         nn.Module.to(model, best_device())
     else:
         model = checkpoint
     for measure in measures:
         if measure.model_kind is not None:
             require_kind(model.config, measure.model_kind, use="filling masks one at a time")
+            if is_causal(model.config):
+                require_sees_later(model)
     check_fit(model.config, len(data.tokenizer), do="use the model's own tokenizer")
     text = _held_out_text(data, texts)
     rows: list[Measurement] = []
@@ -267,7 +270,7 @@ def evaluate_checkpoint(
             if isinstance(measure, TextMeasure):
                 raise MaskwiseError(f"the measure {name} needs a text", do=f"give {text_option}")
     with without_advice():
-        network = load_model(model, kind=None)
+        network = load_model(model, kind=None, causal=True)
     nn.Module.to(network, best_device())
     tokenizer = load_tokenizer(model, needs_mask=False, needs_words=False)
     data = Text(tokenizer)

@@ -22,21 +22,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskwise.base.constants import DIFFUSION, Kind
+from maskwise.base.constants import DIFFUSION, NEXT_TOKEN, WITHOUT_RATIO, Kind
 from maskwise.base.errors import MaskwiseError, plural
 from maskwise.masking import Line, MaskedBatch, Masker
 from maskwise.masking.diffusion import Noising
 from maskwise.masking.draws import Array
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
-from maskwise.models.families import masked_logits
+from maskwise.models.decoders import is_causal
+from maskwise.models.families import adapter_of, masked_logits
+from maskwise.objectives.denoising import CausalLanguageModelling, NextTokens
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.results.measurements import Measurement
 from maskwise.training.data import Rows, by_width
 from maskwise.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # The number of token positions in a forward pass.
 TOKENS = 16384
@@ -327,6 +329,37 @@ class HeldOutLoss(TypedDict):
     error: NotRequired[float]
 
 
+def predictable(masks: Sequence[str], config: PreTrainedConfig, *, setting: str) -> Sequence[str]:
+    """Return those kinds of held-out losses that a model can be measured by.
+
+    Args:
+        masks: names of policies, ``diffusion`` and ``next-token``.
+        config: the configuration of the model.
+        setting: what names the kinds, for the message.
+
+    Raises:
+        MaskwiseError: there is none, although some are given.
+    """
+    family = adapter_of(config)
+    causal = is_causal(config)
+    can = [*masks]
+    if causal:
+        can = [name for name in masks if name == NEXT_TOKEN]
+    # Attention is causal in an encoder only if maskwise can replace it.
+    elif family.kind != "encoder" or not family.separates:
+        can = [name for name in masks if name != NEXT_TOKEN]
+    if masks and not can:
+        what = "sees the next token"
+        if causal:
+            what = "reads earlier tokens only, and fills no masks"
+        raise MaskwiseError(
+            f"this model ({config.model_type}) {what}",
+            got=f"{setting}={[*masks]}",
+            do=f"set {setting}={NEXT_TOKEN if causal else 'token'}",
+        )
+    return can
+
+
 def fixed_maskers(
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -339,7 +372,7 @@ def fixed_maskers(
 
     An encoder–decoder is evaluated in every output format that its tokenizer can write: the masked
     spans after separators, the masked spans after sentinels (if there are enough sentinels for rows
-    of ``length`` tokens), and the full text.
+    of ``length`` tokens), and the full text. Next tokens are predicted in unmasked rows.
     """
     formats = {"": "mask-only"}
     if kind == "encoder-decoder":
@@ -352,9 +385,11 @@ def fixed_maskers(
         else:
             formats[" spans"] = "infill(mean=None, target='spans')"
             formats[" full"] = "infill(mean=None)"
-    maskers = {}
+    maskers: dict[str, Masker] = {}
+    if NEXT_TOKEN in masks:
+        maskers[NEXT_TOKEN] = NextTokens(tokenizer, **CausalLanguageModelling.masking)
     for policy in masks:
-        if policy == DIFFUSION:
+        if policy in WITHOUT_RATIO:
             continue
         for name, corruption in formats.items():
             maskers[policy + name] = Masker(
@@ -437,9 +472,14 @@ class HeldOut:
         if self.bound is not None:
             sizes += self.bound.sizes()
 
+        following = objective
+        if NEXT_TOKEN in self.batches:
+            following = CausalLanguageModelling(objective.model)
+
         def measured(index: int) -> Sequence[float] | Array:
             if index < len(batches):
-                return self._sums(objective, *batches[index])
+                kind, batch = batches[index]
+                return self._sums(following if kind == NEXT_TOKEN else objective, kind, batch)
             assert self.bound is not None
             return self.bound.nats(objective, index - len(batches))
 

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from maskwise.base.constants import DIFFUSION
+from maskwise.base.constants import WITHOUT_RATIO
 from maskwise.base.effects import (
     Count,
     Judgement,
@@ -48,7 +48,11 @@ class EvaluationSettings(Settings):
     ratios: Judgement[Several[float]] = (0.15, 0.40)
     """Masking ratios of the fixed masks. The loss curve during training uses the first ratio."""
     masks: Judgement[Several[str]] = ("token", "whole-word")
-    """Kinds of fixed masks: names of policies, and ``diffusion`` for the masked-diffusion bound."""
+    """Kinds of fixed masks: names of policies, ``diffusion`` for the masked-diffusion bound, and
+    ``next-token`` for the loss of next tokens. A model is measured by those that it can predict:
+    a decoder by next tokens alone. By default, ``next-token`` is added if an arm ends with
+    objective ``clm``, and is the only one if all arms do.
+    """
     rows: Judgement[Count] = ROWS
     """Maximum number of held-out rows for the loss."""
     measures: Judgement[Several[str]] = ()
@@ -100,8 +104,8 @@ class EvaluationSettings(Settings):
 
     @property
     def policies(self) -> dict[str, Policy]:
-        """The policies of the fixed masks by name. Masked diffusion has none."""
-        return {name: self._policies[name] for name in self.masks if name != DIFFUSION}
+        """The policies of the fixed masks by name. Diffusion and next tokens have none."""
+        return {name: self._policies[name] for name in self.masks if name not in WITHOUT_RATIO}
 
 
 def as_measures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,14 +149,14 @@ def checked_ratios(setting: str, ratios: object) -> tuple[float, ...]:
 
 
 def fixed_policies(masks: Iterable[str]) -> dict[str, Policy]:
-    """Return the policies of fixed masks by name. Masked diffusion has none.
+    """Return the policies of fixed masks by name. Masked diffusion and next tokens have none.
 
     Raises:
         MaskwiseError: a name is unknown, or a policy has a ratio of its own.
     """
     found = {}
     for name in masks:
-        if name == DIFFUSION:
+        if name in WITHOUT_RATIO:
             continue
         made = policy(name)
         if made.has_ratio:

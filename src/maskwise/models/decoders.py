@@ -40,6 +40,11 @@ def is_decoder(config: PreTrainedConfig) -> bool:
     )
 
 
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Return whether a model is a decoder that reads earlier tokens only."""
+    return is_decoder(config) and not isinstance(adapter_of(config), Decoder)
+
+
 def require_sees_later(model: PreTrainedModel) -> None:
     """Raise ``MaskwiseError`` unless the first token of a decoder depends on its last one."""
     if isinstance(adapter_of(model.config), Decoder) and _moved(model)[0]:

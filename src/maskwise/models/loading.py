@@ -33,7 +33,7 @@ from maskwise.base.errors import (
 )
 from maskwise.base.folders import FilesState, files_state
 from maskwise.masking.draws import fold
-from maskwise.models.decoders import is_decoder, require_sees_later
+from maskwise.models.decoders import is_causal, is_decoder, require_sees_later
 from maskwise.models.families import (
     ENCODER_DECODERS,
     ENCODERS,
@@ -698,7 +698,7 @@ def load_model(
         model, lacking = _load_whole(auto, name, config=config)
         if changed is not None:
             model = changed(model)
-    if is_decoder(model.config) and not causal:
+    if is_decoder(model.config) and not (causal and is_causal(model.config)):
         require_sees_later(model)
     if lacking and seed is None:
         raise MaskwiseError(
@@ -759,7 +759,7 @@ def has_head(name: str) -> bool:
 @cache
 def _has_head(name: str, state: FilesState) -> bool:
     config = load_config(name, kind=None)
-    if is_decoder(config) and not isinstance(adapter_of(config), Decoder):
+    if is_causal(config):
         return False  # it predicts next tokens only
     auto = language_model(config)
     with without_advice():

@@ -31,7 +31,7 @@ from maskwise.masking.gather import UserRows
 from maskwise.masking.line import Line
 from maskwise.masking.settings import Masking, MaskingSettings
 from maskwise.models.attention import reads_ragged_rows
-from maskwise.models.decoders import is_decoder
+from maskwise.models.decoders import is_causal
 from maskwise.models.families import Decoder, Inputs, adapter_of, encoder_of
 from maskwise.models.flops import Work, encoder_attention, encoder_weights, multiplied_weights
 
@@ -326,7 +326,7 @@ class Objective(nn.Module, ABC):
 def require_fitting_head(kind: type[Objective], config: PreTrainedConfig) -> None:
     """Raise ``MaskwiseError`` if an objective cannot train models of a configuration."""
     decodes = isinstance(adapter_of(config), Decoder)
-    if is_decoder(config) and not decodes and not kind.causal:
+    if is_causal(config) and not kind.causal:
         raise MaskwiseError(
             "a decoder reads earlier tokens only",
             got=f"{config.model_type}, with {kind.__name__}",

@@ -24,7 +24,7 @@ from maskwise.masking.corruptions import Delete
 from maskwise.masking.gather import UserRows, device_of, gather
 from maskwise.masking.settings import Masking
 from maskwise.models.attention import DocumentIds
-from maskwise.models.decoders import is_decoder
+from maskwise.models.decoders import is_causal, is_decoder
 from maskwise.models.families import (
     adapter_of,
     decoder_inputs,
@@ -180,9 +180,11 @@ def generated(
 
 
 def predicting(model: PreTrainedModel) -> MaskedLanguageModelling:
-    """Return the objective whose loss evaluates this model: denoising or MLM."""
+    """Return the objective whose loss evaluates this model: denoising, next tokens or MLM."""
     if adapter_of(model.config).kind == "encoder-decoder":
         return Denoising(model)
+    if is_causal(model.config):
+        return CausalLanguageModelling(model)
     return MaskedLanguageModelling(model)
 
 
@@ -356,7 +358,8 @@ class CausalLanguageModelling(MaskedLanguageModelling):
 
     causal = True
     masks = False
-    masking = {"ratio": 0.0, "min_targets": 0, "corruption": "mask-only"}
+    # A corruption that needs no mask token, because decoders have none.
+    masking = {"ratio": 0.0, "min_targets": 0, "corruption": "replace"}
     batches = NextTokens
     inherits = False
 

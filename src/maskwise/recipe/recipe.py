@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     PrivateAttr,
@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from maskwise.annotate.registry import annotator, check_layer_names
-from maskwise.base.constants import DIFFUSION, Kind
+from maskwise.base.constants import DIFFUSION, NEXT_TOKEN, Kind
 from maskwise.base.effects import Judgement, Nothing, Settings, Several, Weights, within
 from maskwise.base.errors import MaskwiseError
 from maskwise.base.specs import Call, leaves, of_run, parse_call
@@ -212,11 +212,14 @@ class Recipe(Settings):
                     do="set training.eval_every, such as to a twentieth of training.steps",
                 )
             for name in ("patience", "lengths"):
-                if phase or getattr(link.training, name) is None or link.judged_on():
+                if phase or getattr(link.training, name) is None:
+                    continue
+                own_kinds = link.judged_on()
+                if own_kinds and (not link.causal or NEXT_TOKEN in link.evaluation.masks):
                     continue
                 raise MaskwiseError(
-                    f"{prefix}training.{name} chooses by the loss of masked tokens, which this "
-                    "objective does not train",
+                    f"{prefix}training.{name} chooses by a held-out loss, and none that this "
+                    "objective trains is measured",
                     got=", ".join(link.objectives) or str(link.objective),
                     do=f"set {places[name in own]}.{name}=null",
                 )
@@ -433,6 +436,11 @@ class Recipe(Settings):
         return next(kind.kind for kind, _ in self.masked.values())
 
     @property
+    def causal(self) -> bool:
+        """Whether training predicts next tokens only."""
+        return all(each.kind.causal for each in self.trained_by.values())
+
+    @property
     def learns(self) -> bool:
         """Whether training masks with a policy that the run learns first."""
         return not set(LEARNED).isdisjoint(self._layers)
@@ -457,9 +465,11 @@ class Recipe(Settings):
         return self.model_copy(update={"corpus": self.corpus.model_copy(update={"layers": layers})})
 
     def judged_on(self) -> tuple[str, ...]:
-        """List the kinds of held-out masks that the arm trains with; empty if it masks nothing."""
+        """List the held-out losses that the arm trains; empty if it predicts no tokens."""
         if self._diffuses:
             return (DIFFUSION,)
+        if self.causal:
+            return (NEXT_TOKEN,)
         units: dict[str, None] = {}
         for policy in self.masked_by.values():
             units |= dict.fromkeys(policy.judged_on())
@@ -512,14 +522,27 @@ class Recipe(Settings):
     @property
     def _masks(self) -> tuple[str, ...]:
         """The held-out masks of all arms, including diffusion masks if any arm needs them."""
-        masks = self.evaluation.masks
+        masks = self._masks_of_user
         if DIFFUSION in masks:
             return masks
-        diffuses = self._diffuses or any(map(_is_diffusion, self._last_objectives()))
+        last = self._last_objectives()
+        diffuses = self._diffuses or any(_class_says("diffuses", each) for each in last)
         return (*masks, DIFFUSION) if diffuses else masks
 
+    @property
+    def _masks_of_user(self) -> tuple[str, ...]:
+        """The setting ``evaluation.masks``, whose default depends on what the arms predict last."""
+        masks = self.evaluation.masks
+        if "masks" not in self.evaluation.model_fields_set:
+            causal = [_class_says("causal", each) for each in self._last_objectives()]
+            if any(causal):
+                masks = (NEXT_TOKEN,) if all(causal) else (*masks, NEXT_TOKEN)
+        return masks
+
     def _last_objectives(self) -> set[str]:
-        """Return the objectives of the last phase of the recipe, and of each of its arms."""
+        """Return the objectives of the last phase of the recipe, and of each of its arms; "" stands
+        for several.
+        """
         own: Plain = {"objective": self.objective, "phases": self.phases}
         of_arms = [
             (self.study.arms[name], point)
@@ -536,8 +559,7 @@ class Recipe(Settings):
                 phases = settings.get("phases")
                 last = phases[-1] if phases and isinstance(phases, list | tuple) else {}
                 objective = applied(settings, _in_sections(last, ["objective"]))["objective"]
-                if isinstance(objective, str):
-                    found.add(objective)
+                found.add(objective if isinstance(objective, str) else "")
         return found
 
     def links(self) -> tuple[Recipe, ...]:
@@ -546,7 +568,8 @@ class Recipe(Settings):
 
     def written_links(self) -> tuple[Recipe, ...]:
         """Return one recipe for every training phase, also with settings that have no effect."""
-        alone = self.model_copy(update={"phases": None})
+        evaluation = self.evaluation.model_copy(update={"masks": self._masks_of_user})
+        alone = self.model_copy(update={"phases": None, "evaluation": evaluation})
         links = []
         for n, (prefix, changes) in enumerate(self._changes.items()):
             link = alone
@@ -634,10 +657,13 @@ class Recipe(Settings):
     def settings(self) -> Plain:
         """Return all settings as plain values, from which ``read_recipe`` makes the same recipe.
 
-        Masking defaults are left out, because they depend on the objective.
+        Defaults that depend on the objective are left out: masking, and ``evaluation.masks``.
         """
-        masking = self.masking.model_dump(mode="json", exclude_unset=True)
-        return {**self.model_dump(mode="json"), "masking": masking}
+        plain = self.model_dump(mode="json")
+        plain["masking"] = self.masking.model_dump(mode="json", exclude_unset=True)
+        if "masks" not in self.evaluation.model_fields_set:
+            del plain["evaluation"]["masks"]
+        return plain
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML for ``read_recipe``, with all defaults filled in."""
@@ -645,7 +671,7 @@ class Recipe(Settings):
         # If phases, arms or a search change the objective, their masking defaults differ.
         points = [point for name in self.study.arms for point in self.study.points_of(name)]
         changes = [*(self.phases or ()), *self.study.arms.values(), *points]
-        if self._diffuses or any(map(_changes_objective, changes)):
+        if self._diffuses or self.causal or any(map(_changes_objective, changes)):
             plain = self.settings()
         return write_yaml(plain)
 
@@ -667,10 +693,10 @@ def _in_sections(changes: Mapping[str, Any], sections: Collection[str]) -> Plain
     return {name: found[name] for name in found if name.partition(".")[0] in sections}
 
 
-def _is_diffusion(objective: str) -> bool:
-    """Whether an objective, which may be misspelt, is one that trains by masked diffusion."""
+def _class_says(what: Literal["causal", "diffuses"], objective: str) -> bool:
+    """Return an attribute of the class of an objective; False if the name is misspelt."""
     with suppress(MaskwiseError):
-        return objective_class(objective).diffuses
+        return getattr(objective_class(objective), what)
     return False
 
 

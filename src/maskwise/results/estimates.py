@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from itertools import chain
 
-from maskwise.base.constants import DIFFUSION, NATS
+from maskwise.base.constants import DIFFUSION, NATS, NEXT_TOKEN
 from maskwise.base.errors import in_percent
 from maskwise.results.files import Contrast, Estimate, ItemsInterval, MeanLosses, Record, Summary
 
@@ -346,6 +346,8 @@ def outcome_label(outcome: str) -> str:
     masks, _, ratio = rest.partition("@")
     if masks == DIFFUSION:
         return "bound of masked diffusion"
+    if masks == NEXT_TOKEN:
+        return "next tokens"
     ending = ""
     for name, words in WRITTEN.items():
         if masks.endswith(f" {name}"):

@@ -39,7 +39,7 @@ def save_model(checkpoint: Path, folder: Path, *, of: Mapping[str, object]) -> N
     card = card_of(checkpoint, of)
 
     def fill(part: Path) -> None:
-        load_model(checkpoint, kind=None).save_pretrained(part)
+        load_model(checkpoint, kind=None, causal=True).save_pretrained(part)
         tokenizer.save_pretrained(part)
         write_whole(part / CARD, card)
 

@@ -23,12 +23,12 @@ from maskwise.base.errors import MaskwiseError, in_percent, option, plural, requ
 from maskwise.base.folders import OutputFolder
 from maskwise.base.specs import of_run
 from maskwise.evaluation.evaluate import CLOZE, PAIRS, load_measures
-from maskwise.evaluation.scoring import evenly_spaced
+from maskwise.evaluation.scoring import evenly_spaced, predictable
 from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.jobs.pools import Where, require_cards, require_engine, require_one_process
 from maskwise.masking import Masker
 from maskwise.masking.policies import UnitKind
-from maskwise.models.decoders import is_decoder
+from maskwise.models.decoders import is_causal, is_decoder
 from maskwise.models.families import adapter_of, check_room, most_tokens, require_kind
 from maskwise.models.loading import NO_HEAD, check_start, empty_model, has_head, load_config
 from maskwise.objectives import objective as build_objective
@@ -326,6 +326,7 @@ def tokenizer_and_config(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrain
     A tokenizer that is not trained yet is replaced by a placeholder.
     """
     given = arm.tokenizer_name
+    masks = arm.kind == "encoder" and not all(link.causal for link in arm.links())
     # For the model configuration, only the tokenizer's size and special tokens are needed.
     tokenizer = cast("PreTrainedTokenizerFast", _Untrained(arm.tokenizer))
     if given:
@@ -333,13 +334,13 @@ def tokenizer_and_config(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrain
         needs_offsets = bool(arm.tasks or arm.evaluation.named & {CLOZE, PAIRS})
         tokenizer = load_tokenizer(
             given,
-            needs_mask=arm.kind == "encoder" and not arm.model.changes,
+            needs_mask=masks and not arm.model.changes,
             needs_words=needs_offsets,
         )
     config = config_from(arm.model, tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
     for change in arm.model.steps:
         config = change.check(config, tokenizer)
-    if given and arm.kind == "encoder":
+    if given and masks:
         require_mask(tokenizer, given)
     require_kind(config, arm.kind, use="training")
     return tokenizer, config
@@ -429,15 +430,15 @@ def _check_arm(
             yield note
 
 
-def _refuse_masks(evaluation: EvaluationSettings, config: PreTrainedConfig) -> None:
-    """Raise ``MaskwiseError`` if a decoder, which reads earlier tokens only, shall fill masks."""
-    for name, given in (("masks", evaluation.masks), ("measures", evaluation.measures)):
-        if given:
-            raise MaskwiseError(
-                f"a decoder that reads earlier tokens only fills no masks ({config.model_type})",
-                got=f"evaluation.{name}={list(map(str, given))}",
-                do=f"set evaluation.{name}=[], and tasks that judge the model",
-            )
+def _check_measures(evaluation: EvaluationSettings, config: PreTrainedConfig) -> None:
+    """Raise ``MaskwiseError`` if a model cannot predict what shall be measured."""
+    predictable(evaluation.masks, config, setting="evaluation.masks")
+    if evaluation.measures and is_causal(config):
+        raise MaskwiseError(
+            f"a decoder that reads earlier tokens only fills no masks ({config.model_type})",
+            got=f"evaluation.measures={list(map(str, evaluation.measures))}",
+            do="set evaluation.measures=[], and tasks that judge the model",
+        )
 
 
 def _idle_here(
@@ -499,8 +500,6 @@ def _check_model(
         check_room(config, link.corpus.length, what=setting)
         for objective in link.trained_by.values():
             require_fitting_head(objective.kind, config)
-            if objective.kind.causal and is_decoder(config):
-                _refuse_masks(arm.evaluation, config)
             for given in objective.starts:
                 teacher = load_config(given)
                 _check_teacher(given, arm, tokenizer)
@@ -510,6 +509,7 @@ def _check_model(
                 # The objective refuses what does not fit; here, without weights.
                 with torch.device("meta"):
                     build_objective(objective.call, empty_model(config))
+        _check_measures(link.evaluation, config)
     if start and not arm.model.unigram_bias and has_head(start):
         yield f"model.unigram_bias has no effect, because {start} has a head, which is kept"
     heads = start is None or is_decoder(config) or has_head(start)

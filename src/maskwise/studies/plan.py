@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from itertools import chain, product, takewhile
 from pathlib import Path
 
-from maskwise.base.constants import REFERENCE
+from maskwise.base.constants import NEXT_TOKEN, REFERENCE, WITHOUT_RATIO
 from maskwise.base.errors import MaskwiseError, require_known
 from maskwise.base.specs import leaves, of_run
-from maskwise.models.loading import has_head
+from maskwise.evaluation.settings import fixed_policies
+from maskwise.models.decoders import is_causal
+from maskwise.models.loading import has_head, load_config
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
 from maskwise.results.files import Record
@@ -240,7 +242,8 @@ def require_arms(recipe: Recipe) -> None:
     if last.kind != "encoder":
         formats = [" sentinels", " spans", " full"]
     ratios = ["", *map("@{:g}".format, last.evaluation.ratios)]
-    parts = product(last.evaluation.masks, formats, ratios)
+    parts = [*product(fixed_policies(last.evaluation.masks), formats, ratios)]
+    parts += [(name, "", "") for name in last.evaluation.masks if name in WITHOUT_RATIO]
     outcome = recipe.study.outcome
     if outcome == "tasks" and not recipe.tasks:
         raise MaskwiseError("study.outcome=tasks, but there are no tasks", do="add tasks=[FILE]")
@@ -273,11 +276,11 @@ def _require_equal_terms(recipe: Recipe) -> None:
 def arms_of(recipe: Recipe, contents: Mapping[str, str]) -> list[str]:
     """List the arms, and the reference arm if it can be evaluated."""
     arms = list(recipe.study.arms)
-    # Any model can be fine-tuned on tasks, but only a model with a head can fill masks. Without
-    # tasks, word frequencies take the place of a new model, if a contrast names it.
+    # Any model can be fine-tuned on tasks, but only a model with a head has a held-out loss.
+    # Without tasks, word frequencies take the place of a new model, if a contrast names it.
     named = REFERENCE in chain.from_iterable(recipe.study.pairs)
     from_scratch = recipe.model.pretrained is None
-    if contents or _fills_masks(baseline_of(recipe)) or (named and from_scratch):
+    if contents or _is_measured(baseline_of(recipe)) or (named and from_scratch):
         arms.append(REFERENCE)
     return arms
 
@@ -293,9 +296,14 @@ def baseline_of(recipe: Recipe) -> Recipe:
     return recipe.arm(recipe.baseline, seed=recipe.study.first_seed)
 
 
-def _fills_masks(recipe: Recipe) -> bool:
-    """Return whether the model that training starts from can fill masks."""
-    return recipe.model.pretrained is not None and has_head(recipe.model.pretrained)
+def _is_measured(recipe: Recipe) -> bool:
+    """Return whether the model that training starts from predicts what is measured."""
+    start, evaluation = recipe.model.pretrained, recipe.evaluation
+    if start is None:
+        return False
+    # Of a decoder, only the loss of next tokens can be measured.
+    alone = NEXT_TOKEN in evaluation.masks and not evaluation.measures
+    return has_head(start) or (alone and is_causal(load_config(start, kind=None)))
 
 
 def reference_words(baseline: Recipe) -> str:
@@ -355,7 +363,7 @@ def make_run(
         last = stages[-1]
         chain += [prepared, *stages]
     evaluation = None
-    if evaluated and (last or _fills_masks(own)):
+    if evaluated and (last or _is_measured(own)):
         # All arms are evaluated on the text of the study's last phase. Rows have the length and
         # layout of the arm's own last phase.
         rows = links[-1].corpus.model_dump(include={"length", "layout", "attention"})

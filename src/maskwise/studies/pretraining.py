@@ -19,9 +19,9 @@ import yaml
 from torch import Tensor
 
 from maskwise.base.constants import WRITES_END, rank_here, ranks_here
-from maskwise.base.errors import MaskwiseError, in_percent
+from maskwise.base.errors import MaskwiseError
 from maskwise.base.folders import credit
-from maskwise.evaluation.scoring import HeldOut, diffusion_bound, fixed_maskers
+from maskwise.evaluation.scoring import HeldOut, diffusion_bound, fixed_maskers, predictable
 from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.masking import Masker
 from maskwise.masking.draws import fold
@@ -34,6 +34,7 @@ from maskwise.objectives.denoising import predicting
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.recipe import Recipe
 from maskwise.recipe.yamls import Plain
+from maskwise.results.estimates import outcome_label
 from maskwise.samplers import LossProportional, Mometas
 from maskwise.samplers import sampler as read_sampler
 from maskwise.studies.checks import require_targets
@@ -266,16 +267,18 @@ def held_out_loss(
         settings: the masks, the ratio and the number of rows.
         log_unigram: (vocabulary,) log frequencies of the tokens.
     """
-    rows = laid_out(rows, objective, objective.model.config)
+    config = objective.model.config
+    rows = laid_out(rows, objective, config)
+    masks = predictable(settings.masks, config, setting="evaluation.masks")
     maskers = fixed_maskers(
         tokenizer,
-        masks=settings.masks,
+        masks=masks,
         ratio=settings.ratios[0],
         kind=objective.kind,
         length=rows.length,
     )
     most = settings.rows
-    bound = diffusion_bound(settings.masks, rows, tokenizer, rows=most, log_unigram=log_unigram)
+    bound = diffusion_bound(masks, rows, tokenizer, rows=most, log_unigram=log_unigram)
     return HeldOut(rows, maskers, log_unigram, rows=most, bound=bound)
 
 
@@ -315,7 +318,7 @@ def network_of(recipe: Recipe, data: Prepared, log_unigram: Tensor) -> PreTraine
         log_unigram=log_unigram,
         # A checkpoint of an earlier phase is changed already.
         origins=data.origins if recipe.model.changes else (),
-        causal=all(each.kind.causal for each in recipe.trained_by.values()),
+        causal=recipe.causal,
     )
     # For ``training.freeze: old-rows``.
     network.new_rows = new_ids(data.origins)  # type: ignore[assignment]
@@ -364,8 +367,8 @@ def model_card(
     table = "\n".join(f"| {name} | `{value}` |" for name, value in choices.items())
     measured = []
     for line in losses:
-        masks = f"{line['masks']} masks at {in_percent(line['ratio'])} %"
-        loss = f"{masks}: {line['loss']:.3f} nats a target"
+        label = outcome_label(f"heldout:{line['masks']}@{line['ratio']:g}")
+        loss = f"{label}: {line['loss']:.3f} nats a target"
         measured.append(f"- {loss} (word frequencies alone: {line['unigram']:.3f})")
     heldout = "\n".join(measured) or "not measured"
     training = recipe.training

@@ -469,7 +469,7 @@ def _evaluate(stage: Stage, store: StageStore) -> Plain:
         model = ModelSettings.from_name(stage.what["model"])
         assert model.pretrained is not None, "a new model without training is not evaluated"
         config = with_fields(load_config(model.pretrained, kind=None), model.settings)
-        start = load_model(model.pretrained, kind=None, config=config)
+        start = load_model(model.pretrained, kind=None, config=config, causal=True)
         torch.nn.Module.to(start, best_device())
     rows = evaluate(start, data, measures.values(), texts=texts, folder=store.folder(stage))
     return {"measurements": [row.line() for row in rows]}

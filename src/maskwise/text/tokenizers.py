@@ -85,7 +85,7 @@ def load_tokenizer(
     Args:
         name_or_path: a folder, a hub id, ``bundled:encoder`` or ``package:NAME``.
         needs_mask: whether to reject a tokenizer without a mask token, such as T5's, or without a
-            padding token.
+            padding token. Otherwise, a tokenizer without a padding token pads with its end token.
         needs_words: whether to reject a slow tokenizer, which has no character offsets.
 
     Raises:
@@ -132,6 +132,9 @@ def load_tokenizer(
         )
     if needs_mask:
         require_mask(tokenizer, name)
+    elif tokenizer.pad_token is None:
+        # Most decoders have no padding token, and attention hides padding in any case.
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

@@ -34,10 +34,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskwise.base.constants import (
-    DIFFUSION,
     FRESH_RUN,
     MEAN_OVER_TASKS,
     NATS,
+    WITHOUT_RATIO,
 )
 from maskwise.base.errors import MaskwiseError, require_known
 from maskwise.results.files import Record, Study
@@ -522,8 +522,8 @@ class Outcomes:
     def incomparable(self, arm: str, other: str, outcome: str) -> str | None:
         """Return a flag code if an outcome cannot compare two arms; None if it can.
 
-        Losses on masked text compare only arms that mask the same units. The loss of masked
-        diffusion is an exception, because it always masks random tokens.
+        Losses on masked text compare only arms that mask the same units. Those of masked diffusion
+        and of next tokens are exceptions, because their targets do not depend on what arms mask.
         """
         units = set()
         for name in (self.trained(arm) or [arm]) + (self.trained(other) or [other]):
@@ -535,7 +535,7 @@ class Outcomes:
             by_token = ":open-" in outcome or "per token" in outcome
             if loss or NATS in metrics or (by_token and outcome not in self.tasks):
                 return "different-tokenizers"
-        if not loss or outcome == f"heldout:{DIFFUSION}":
+        if not loss or outcome.removeprefix("heldout:") in WITHOUT_RATIO:
             return None
         if outcome.startswith("heldout:") and len(self.formats(arm, other)) > 1:
             return "different-formats"

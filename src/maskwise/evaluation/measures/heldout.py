@@ -5,14 +5,14 @@ pseudo-perplexity.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from maskwise.base.constants import NATS, Kind
+from maskwise.base.constants import NATS, NEXT_TOKEN, Kind
 from maskwise.base.errors import MaskwiseError, whole_number
 from maskwise.base.specs import Call
 from maskwise.evaluation.measure import TextMeasure
@@ -25,15 +25,17 @@ from maskwise.evaluation.scoring import (
     diffusion_bound,
     evenly_spaced,
     fixed_maskers,
+    predictable,
     pseudo_perplexity,
 )
 from maskwise.evaluation.settings import ROWS, checked_ratios, fixed_policies
+from maskwise.models.decoders import is_causal
 from maskwise.objectives.denoising import predicting
 from maskwise.results.measurements import Measurement
 from maskwise.text import Rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 HELD_OUT, BOUND = "heldout", "bound"
 
@@ -44,8 +46,9 @@ class FixedMasks(TextMeasure):
 
     Attributes:
         ratios: the masking ratios. One number is read as one ratio.
-        masks: names of policies, and ``diffusion`` for the bound of masked diffusion; None for
-            single tokens and, if the tokenizer finds words, whole words.
+        masks: names of policies, ``diffusion`` for the bound of masked diffusion, and
+            ``next-token``; None for next tokens of a decoder, and otherwise for single tokens and,
+            if the tokenizer finds words, whole words.
         rows: the maximum number of rows.
     """
 
@@ -77,7 +80,7 @@ class FixedMasks(TextMeasure):
         folder: Path | None = None,
     ) -> list[Measurement]:
         objective = predicting(model)
-        masks = self._masks()
+        masks = self._masks(model.config)
         rows = self.text.rows.laid(objective.reads(self.text.rows.layout, model.config))
         bound = diffusion_bound(
             masks,
@@ -105,17 +108,21 @@ class FixedMasks(TextMeasure):
             )
             for loss in losses(objective):
                 found += _of_loss(loss)
-            # The bound has its own ratios. It is measured only once, not for each ratio.
+            # What has no ratio is measured only once, not for each ratio.
             bound = None
+            masks = [*fixed_policies(masks)]
         return found
 
-    def _masks(self) -> tuple[str, ...]:
+    def _masks(self, config: PreTrainedConfig) -> Sequence[str]:
         """Return the masks, after a check that the text has the layers that they need."""
         layers = self.text.rows.pieces.columns
         if self.masks is None:
+            if is_causal(config):
+                return (NEXT_TOKEN,)
             # Words need character offsets, which slow tokenizers do not return.
             return ("token", "whole-word") if "word_ids" in layers else ("token",)
-        for name, made in fixed_policies(self.masks).items():
+        masks = predictable(self.masks, config, setting="masks")
+        for name, made in fixed_policies(masks).items():
             missing = sorted(set(made.layers()) - layers.keys())
             if "word_ids" in missing:
                 raise MaskwiseError(
@@ -128,7 +135,7 @@ class FixedMasks(TextMeasure):
                     got=", ".join(missing),
                     do="give masks that need no layer, such as masks=('token', 'whole-word')",
                 )
-        return self.masks
+        return masks
 
 
 def _of_loss(loss: HeldOutLoss) -> Iterator[Measurement]:
