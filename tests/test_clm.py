@@ -23,6 +23,7 @@ from maskwise.objectives import CausalLanguageModelling, MaskedLanguageModelling
 from maskwise.objectives.denoising import NextTokens
 from maskwise.recipe import Recipe, read_recipe
 from maskwise.studies import make_plan, run_stage, run_study
+from maskwise.studies.checkpoints import needed_run, save_model
 from maskwise.studies.store import StageStore
 from maskwise.text import Rows, train_tokenizer
 from test_attention import SEPARATING, TEXTS, build, rows, tokenizer  # noqa: F401 (fixtures)
@@ -389,6 +390,9 @@ def test_decoders_are_compared_by_the_loss_of_next_tokens(tmp_path):
     assert means[0]["further"] < means[0][REFERENCE]
     study = load_json(tmp_path / "out" / "study.json")
     assert study["arms"]["further"]["judged_on"] == ["next-token"]
+    _, checkpoint = needed_run(tmp_path / "out", "further")
+    save_model(checkpoint, tmp_path / "saved", of={"arm": "further"})
+    AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     page = (tmp_path / "out" / "report.html").read_text()
     for words in ("next tokens", "Next tokens", "predicts next tokens"):
         assert words in page
