@@ -17,7 +17,8 @@ from maskwise.base.errors import MaskwiseError
 from maskwise.evaluation import HeldOut, fixed_maskers
 from maskwise.evaluation.evaluate import evaluate_checkpoint
 from maskwise.evaluation.scoring import predictable
-from maskwise.models.families import ENCODERS, masked_logits
+from maskwise.models.decoders import _moved
+from maskwise.models.families import ENCODERS, SEPARATING_DECODERS, masked_logits
 from maskwise.models.loading import new_config, new_model
 from maskwise.objectives import CausalLanguageModelling, MaskedLanguageModelling, predicting
 from maskwise.objectives.denoising import NextTokens
@@ -209,9 +210,10 @@ def test_the_held_out_loss_of_a_decoder_is_that_of_transformers(family, layout, 
     maskers = fixed_maskers(tokenizer, masks=["next-token"], ratio=0.15)
     judge = predicting(model)
     laid = rows.laid(judge.reads(layout, config))
-    # Decoders do not keep the documents of a packed row apart, so these have rows of their own.
-    assert laid.layout == ("joined" if layout == "joined" else "document")
+    assert laid.layout == layout
     (line,) = HeldOut(laid, maskers, None)(judge)
+    # Texts of a packed row are read as if each stood alone.
+    laid = laid if layout == "joined" else rows.laid("document")
     total, count = 0.0, 0
     line_of_rows = laid.line(range(len(laid)))
     present = line_of_rows.tensor(line_of_rows.present)
@@ -223,6 +225,35 @@ def test_the_held_out_loss_of_a_decoder_is_that_of_transformers(family, layout, 
         count += targets
     assert (line["masks"], line["targets"]) == ("next-token", count) and count > 100
     assert line["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+WINDOWS = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("family", sorted(SEPARATING_DECODERS))
+def test_a_decoder_reads_the_texts_of_a_packed_row_apart(family, both, tokenizer, rows):  # noqa: F811
+    plain = AutoConfig.for_model(family)
+    sizes = small(family) | ({"head_dim": 8} if hasattr(plain, "head_dim") else {})
+    if getattr(plain, "sliding_window", None):
+        sizes |= {name: value for name, value in WINDOWS.items() if hasattr(plain, name)}
+    config = new_config(family, tokenizer, 48, **sizes)
+    config.is_causal = not both
+    model = new_model(config, seed=3).eval()
+    if both and not _moved(model)[0]:
+        pytest.skip(
+            "this version of transformers computes causal attention; such a model is refused"
+        )
+    judge = predicting(model)
+    masks = ["token" if both else "next-token"]
+    maskers = fixed_maskers(tokenizer, masks=masks, ratio=0.3)
+    assert judge.reads("packed", config) == "packed"
+    packed, alone = (
+        HeldOut(rows.laid(layout), maskers, None)(judge) for layout in ("packed", "document")
+    )
+    assert packed[0]["targets"] == alone[0]["targets"] > 30
+    assert packed[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-5)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from maskwise.masking.draws import Array
 from maskwise.masking.gather import gather
 from maskwise.masking.vocabulary import Vocabulary
 from maskwise.models.decoders import is_causal
-from maskwise.models.families import adapter_of, masked_logits
+from maskwise.models.families import Decoder, adapter_of, masked_logits
 from maskwise.objectives.denoising import CausalLanguageModelling, NextTokens
 from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.results.measurements import Measurement
@@ -346,7 +346,7 @@ def predictable(masks: Sequence[str], config: PreTrainedConfig, *, setting: str)
     if causal:
         can = [name for name in masks if name == NEXT_TOKEN]
     # Attention is causal in an encoder only if maskwise can replace it.
-    elif family.kind != "encoder" or not family.separates:
+    elif family.kind != "encoder" or isinstance(family, Decoder) or not family.separates:
         can = [name for name in masks if name != NEXT_TOKEN]
     if masks and not can:
         what = "sees the next token"

@@ -69,7 +69,8 @@ class DocumentIds:
         ids: (B, L) int64, the document of each token, ascending along a row; −1 for padding.
         read: (B, K) int64, the document of each token of the encoder's text, for a decoder's
             cross-attention; None in an encoder.
-        causal: whether a token attends only to itself and earlier tokens of its document.
+        causal: whether a token attends only to itself and earlier tokens of its document; None for
+            what the attention layer says.
         ends: (D + 1,) int32, the offsets of the documents in the flat array of all rows, and B·L.
             The padding of a row counts as a document. If None, ``boundaries`` computes the offsets,
             but the host must wait for them.
@@ -77,7 +78,7 @@ class DocumentIds:
 
     ids: Tensor
     read: Tensor | None = None
-    causal: bool = False
+    causal: bool | None = None
     ends: Tensor | None = None
     _masks: dict[MaskKey, Tensor] = field(default_factory=dict)
 
@@ -191,7 +192,8 @@ def attend(
     """
     causal = bool(getattr(module, "is_causal", False))
     if documents is not None:
-        causal |= documents.causal
+        if documents.causal is not None:
+            causal = documents.causal
         cross = documents.read is not None and not causal
         if sliding_window is not None and not causal:
             # A configured window does not count the token itself. ModernBERT therefore adds 1 to

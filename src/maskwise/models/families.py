@@ -13,7 +13,7 @@ import contextlib
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -56,9 +56,9 @@ class Adapter:
 
     def states(self, model: PreTrainedModel, inputs: Tensors) -> Tensor:
         """(B, L, H): the input of the prediction head, a hidden state for each label."""
-        return self.aligned(self.encoder(model)(**inputs).last_hidden_state)
+        return self.aligned(self.encoder(model)(**inputs).last_hidden_state, inputs)
 
-    def aligned(self, found: Tensor) -> Tensor:
+    def aligned(self, found: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """(B, L, …): states or logits, each at the token that it predicts."""
         return found
 
@@ -90,11 +90,21 @@ class Adapter:
 class Decoder(Adapter):
     """A decoder that sees later tokens. Its head predicts the next token, as it was trained to.
 
-    So a masked token is predicted from the position before it; the first one, from its own.
+    So a masked token is predicted from the position before it; the first one of a text, from its
+    own.
     """
 
-    def aligned(self, found: Tensor) -> Tensor:
-        return torch.cat([found[:, :1], found[:, :-1]], dim=1)
+    def aligned(self, found: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        before = torch.cat([found[:, :1], found[:, :-1]], dim=1)
+        documents = inputs.get("documents")
+        if documents is None:
+            return before
+        return torch.where((documents.positions == 0).unsqueeze(-1), found, before)
+
+    def apart(self, model: PreTrainedModel, inputs: Tensors, documents: Tensor) -> Inputs:
+        apart = super().apart(model, inputs, documents)
+        # Its layers still say that they are causal.
+        return {**apart, "documents": replace(apart["documents"], causal=False)}
 
 
 @dataclass(frozen=True)
@@ -374,6 +384,16 @@ ENCODER_DECODERS: Mapping[str, EncoderDecoder] = {
 }
 """The known encoder–decoder families, by ``config.model_type``."""
 
+SEPARATING_DECODERS = frozenset(
+    (
+        *("apertus", "arcee", "cohere", "ernie4_5", "exaone4", "gemma", "gemma2"),
+        *("gemma3_text", "glm", "gpt2", "gpt_neox", "granite", "helium", "hunyuan_v1_dense"),
+        *("llama", "mistral", "mixtral", "olmo", "olmo2", "phi"),
+        *("phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2"),
+    )
+)
+"""The families of decoders for which ``Adapter.separates`` was tried."""
+
 
 def adapter_of(config: PreTrainedConfig) -> Adapter:
     """Return the adapter of a model's family, or the default adapter if the family is unknown.
@@ -386,7 +406,8 @@ def adapter_of(config: PreTrainedConfig) -> Adapter:
         refuse_version("transformers", ("5.17.0",), fixed="5.18", use="umt5")
     if config.is_encoder_decoder:
         return ENCODER_DECODERS.get(config.model_type, EncoderDecoder())
-    usual = Adapter() if getattr(config, "is_causal", True) else Decoder()
+    kind = Adapter if getattr(config, "is_causal", True) else Decoder
+    usual = kind(separates=config.model_type in SEPARATING_DECODERS)
     return ENCODERS.get(config.model_type, usual)
 
 
@@ -593,7 +614,8 @@ def masked_logits(
     """
     head = prediction_head(model)
     if head is None:
-        return picked(adapter_of(model.config).aligned(model(**inputs).logits), row, column)
+        logits = adapter_of(model.config).aligned(model(**inputs).logits, inputs)
+        return picked(logits, row, column)
     states = adapter_of(model.config).states(model, inputs)
     return head(picked(states, row, column))
 

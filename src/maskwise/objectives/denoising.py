@@ -351,8 +351,8 @@ class CausalLanguageModelling(MaskedLanguageModelling):
     Formula: sum over positions i of −log p(token i + 1 | tokens up to i of the same text).
     Inputs: a ``MaskedBatch`` from ``NextTokens``, or a dict with the model's inputs and the same
         ``labels``.
-    Requirements: a decoder, such as Llama or GPT-2, which reads one text per row; or an encoder of
-        a family whose attention maskwise replaces (``families.Adapter.separates``).
+    Requirements: a decoder, such as Llama or GPT-2; or an encoder of a family whose attention
+        maskwise replaces (``families.Adapter.separates``).
     Source: Touchent and de la Clergerie 2026 (arXiv 2605.12438), on causal modelling before MLM.
     """
 
