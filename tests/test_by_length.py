@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from maskwise.base.errors import MaskwiseError
 from maskwise.base.folders import read_json, read_lines
-from maskwise.evaluation.evaluate import measure_of
+from maskwise.evaluation.evaluate import evaluate_checkpoint, measure_of
 from maskwise.evaluation.measure import HeldOutText
 from maskwise.evaluation.measures.by_length import ByLength
 from maskwise.models.loading import load_model, new_config, new_model
@@ -21,6 +21,7 @@ from maskwise.recipe import read_recipe
 from maskwise.report import write_report
 from maskwise.studies import run_study
 from maskwise.text import load_tokenizer, read_documents, train_tokenizer
+from tiny import write_lines
 
 TEXTS = [document.text for document in read_documents("bundled:wikipedia", limit=60)]
 SMALL = {
@@ -123,10 +124,36 @@ def test_unknown_tokens_are_not_predicted(spec: str, seen: Read) -> None:
     assert seen and not any((wanted == tokenizer.unk_token_id).any() for *_, wanted in seen)
 
 
-def test_short_documents_are_refused() -> None:
-    measure = measure_of("by-length(512)").on(HeldOutText(None, None, ["Too short."]))  # type: ignore[attr-defined, arg-type]
-    with pytest.raises(MaskwiseError, match="no document has 512 tokens"):
-        measure.measure(load_model("bundled:encoder"), load_tokenizer("bundled:encoder"))
+def test_measures_of_documents_read_the_same_ones(tmp_path: Path) -> None:
+    """The first one left the others the documents that it had not read."""
+    text = tmp_path / "texts.jsonl"
+    write_lines(text, [{"text": part} for part in TEXTS])
+    specs = ["by-length(64, rows=2, documents=4)", "far-words(64, rows=2)", "word-loss(3)"]
+
+    def measured(*measures: str) -> set[tuple[str, float]]:
+        found = evaluate_checkpoint("bundled:encoder", measures, text=str(text))
+        return {(row.metric, row.value) for row in found}
+
+    alone = set().union(*map(measured, specs))
+    assert measured(*specs) == alone == measured(*specs[::-1])
+
+
+@pytest.mark.parametrize(
+    ("spec", "shorter"),
+    [
+        ("by-length(512)", "by-length(256)"),
+        ("far-words(128)", "far-words(64)"),
+        ("by-length(33)", ""),
+    ],
+)
+def test_short_documents_are_refused(spec: str, shorter: str) -> None:
+    measure = measure_of(spec)
+    text = HeldOutText(None, None, ["Too short."])  # type: ignore[arg-type]
+    with pytest.raises(MaskwiseError, match=f"no document has {measure.longest} tokens") as caught:  # type: ignore[attr-defined]
+        measure.on(text).measure(load_model("bundled:encoder"), load_tokenizer("bundled:encoder"))  # type: ignore[attr-defined]
+    assert str(caught.value).endswith(shorter or "measure longer documents")
+    if shorter:
+        measure_of(shorter)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from maskwise.base.errors import MaskwiseError, items_of, option, require_known
 from maskwise.base.plugins import Table, is_foreign
 from maskwise.base.printing import note
 from maskwise.base.specs import Call, build, parse_call, with_options
-from maskwise.evaluation.measure import HeldOutText, Measure, TextMeasure
+from maskwise.evaluation.measure import HeldOutText, Measure, ReadOnce, TextMeasure
 from maskwise.evaluation.measures.by_length import ByLength, FarWords
 from maskwise.evaluation.measures.cloze import Cloze
 from maskwise.evaluation.measures.heldout import (
@@ -226,7 +226,7 @@ def _held_out_text(data: TokenisedText, texts: Iterable[str]) -> HeldOutText | N
     known = data.held_out if data.training is None else data.training
     counts = torch.from_numpy(known.unigram_counts(len(data.tokenizer)))
     size = data.bytes if isinstance(data, Text) else 0
-    return HeldOutText(data.held_out, log_frequencies(counts), texts, size)
+    return HeldOutText(data.held_out, log_frequencies(counts), ReadOnce(texts), size)
 
 
 def call_of(measure: str) -> Call:

@@ -12,9 +12,9 @@ import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -103,6 +103,21 @@ class Measure(ABC):
         """
 
 
+class ReadOnce(Iterable[str]):
+    """Texts that are read once, although each iteration begins with the first one.
+
+    >>> texts = ReadOnce(iter("abc"))
+    >>> next(iter(texts)), [*texts]
+    ('a', ['a', 'b', 'c'])
+    """
+
+    def __init__(self, texts: Iterable[str]):
+        (self._texts,) = tee(texts, 1)
+
+    def __iter__(self) -> Iterator[str]:
+        return copy.copy(self._texts)
+
+
 @dataclass(frozen=True)
 class HeldOutText:
     """A text that the model was not trained on.
@@ -110,13 +125,13 @@ class HeldOutText:
     Attributes:
         rows: its rows.
         log_unigram: (V,) log-probabilities of tokens in the training text.
-        documents: the texts themselves, as many as measures read.
+        documents: the texts themselves. Each measure reads them from the first one on.
         bytes: the size of the whole text; 0 if it is not known.
     """
 
     rows: Rows
     log_unigram: Tensor
-    documents: Iterable[str] = ()
+    documents: Sequence[str] | ReadOnce = ()
     bytes: int = 0
 
     def first(self, count: int) -> Sequence[str]:

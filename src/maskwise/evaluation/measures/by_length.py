@@ -61,12 +61,13 @@ class ByLength(TextMeasure):
     counted = "rows"
     reads_documents = True
     needed: ClassVar[str] = ""
+    least: ClassVar[int] = SHORTEST
     longest: int = 512
     rows: int = 64
     documents: int = 1000
 
     def __post_init__(self) -> None:
-        whole_number(f"longest of {self.name}", self.longest, least=SHORTEST)
+        whole_number(f"longest of {self.name}", self.longest, least=self.least)
         whole_number(f"rows of {self.name}", self.rows, least=1)
         whole_number(f"documents of {self.name}", self.documents, least=1)
 
@@ -101,10 +102,12 @@ class ByLength(TextMeasure):
             if len(masked):
                 whole.append((part, masked))
         if not whole:
+            half = self.longest // 2
+            shorter = f", or shorter rows: {self.name}({half})" if half >= self.least else ""
             raise MaskwiseError(
                 f"{self.name}: no document has {self.longest:,} tokens{self.needed}",
                 got=f"{len(texts):,} documents",
-                do=f"measure longer documents, or shorter rows: {self.name}(256)",
+                do=f"measure longer documents{shorter}",
             )
         chosen = [whole[at * len(whole) // self.rows] for at in range(self.rows)]
         if len(whole) <= self.rows:
@@ -162,10 +165,7 @@ class FarWords(ByLength):
 
     name = "far-words"
     needed = ", of which one near the end stands once more in the first half alone"
-
-    def __post_init__(self) -> None:
-        whole_number("longest of far-words", self.longest, least=2 * SHORTEST)
-        super().__post_init__()
+    least = 2 * SHORTEST
 
     @property
     def shortest(self) -> int:
