@@ -10,9 +10,11 @@ import jsonschema
 import pytest
 import yaml
 
+from maskwise.base.errors import MaskwiseError
 from maskwise.recipe import read_recipe, shipped
-from maskwise.recipe.described import declared, recipe_schema
+from maskwise.recipe.described import SCHEMA_FILE, declared, recipe_schema
 from maskwise.studies.from_files import new_recipe
+from maskwise.tasks import load_task
 from maskwise.text import read_documents
 from tiny import maskwise, write_lines
 
@@ -88,14 +90,30 @@ def test_editors_find_the_schema_of_a_new_recipe_on_another_machine(
     assert read_recipe(there).corpus.source == "texts.jsonl"
 
 
-def test_the_schema_of_a_recipe_is_no_text_of_its_folder(
+def test_the_schema_of_a_recipe_is_no_text_and_no_label_of_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     texts = [f"This is text {n} of many." for n in range(80)]
-    write_lines(Path("texts.jsonl"), [{"text": text} for text in texts])
+    rows = [{"text": text, "label": f"{len(text)}{n % 2}"} for n, text in enumerate(texts)]
+    write_lines(Path("texts.jsonl"), rows)
+    before = load_task(".", kind="sequence-classification")
     new_recipe(".", target=Path("mine.yaml"))
     assert [document.text for document in read_documents(".")] == texts
+    assert load_task(".", kind="sequence-classification").splits == before.splits
+
+
+def test_without_its_schema_there_is_no_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_lines(Path("texts.jsonl"), [{"text": f"This is text {n} of many."} for n in range(80)])
+    Path(SCHEMA_FILE).mkdir()
+    for _ in range(2):
+        with pytest.raises(MaskwiseError, match=SCHEMA_FILE):
+            new_recipe("texts.jsonl")
+    Path(SCHEMA_FILE).rmdir()
+    new_recipe("texts.jsonl")
 
 
 def test_the_command_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from maskwise.recipe.recipe import Recipe
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 """Signs of the limits in a JSON schema."""
 SCHEMA_FILE = ".maskwise.schema.json"
-"""The JSON Schema beside a recipe. It is hidden, because the folder may be read as a corpus."""
+"""The JSON Schema beside a recipe. It is hidden, because the folder may be a corpus or a task."""
 
 
 class Key(NamedTuple):
@@ -109,13 +109,14 @@ def _groups(settings: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 
 def with_schema(name: str, recipe: str) -> dict[str, str]:
-    """Return the texts of a recipe's file and of its JSON Schema, keyed by the names of the files.
+    """Return the texts of a recipe's JSON Schema and of its file, keyed by the names of the files.
 
     Editors find the schema by the first line of the recipe. They read its path from the folder of
-    the recipe, so that both files work on another machine, too.
+    the recipe, so that both files work on another machine, too. The recipe is the last one, so that
+    there is none if the schema cannot be written.
     """
     line = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
-    return {name: line + recipe, SCHEMA_FILE: json_text(recipe_schema())}
+    return {SCHEMA_FILE: json_text(recipe_schema()), name: line + recipe}
 
 
 def _fields(settings: type[BaseModel], before: str = "") -> Iterator[tuple[str, FieldInfo]]:

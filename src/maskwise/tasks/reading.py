@@ -190,7 +190,8 @@ def _read_file(path: Path, layout: Layout) -> list[FieldValues]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_file()]
+    # Hidden files are no labels, such as the schema of a recipe or macOS's "._train.csv".
+    return [path for path in sorted(folder.glob("[!.]*")) if path.is_file()]
 
 
 def _files_named(folder: Path, patterns: Mapping[str, str]) -> dict[str, list[Path]]:
