@@ -110,6 +110,11 @@ def with_an_empty_file(folder: Path) -> object:
     return mw.compare([folder / f"{arm}.csv" for arm in "abc"], **BOTH)
 
 
+def in_one_file(folder: Path) -> object:
+    pd.DataFrame(MINE).drop(columns="arm").to_csv(folder / "a.csv", index=False)
+    return mw.compare(folder / "a.csv", **BOTH)
+
+
 def of_arm(arm: str) -> Rows:
     return [row for row in shares() if row["arm"] == arm]
 
@@ -133,7 +138,22 @@ FILES: dict[str, tuple[dict[str, Rows], dict[str, Any], tuple[str, ...]]] = {
             "b.csv": [{"seed": n, "t": 0.4} for n in range(6)],
         },
         {},
-        ("'b'", "seed 0", "on u", "an empty cell"),
+        ("'b'", "got seed, t;", "u, too", "same tasks"),
+    ),
+    "seeds of another name": (
+        {"a.csv": [{"run": row["seed"], **row} for row in MINE], "b.csv": THEIRS},
+        {"columns": {"seed": "run"}},
+        ("'b'", "got seed, task, score;", "run, too", "alike"),
+    ),
+    "scores of another name": (
+        {"a.csv": MINE, "b.csv": [{**row, "f1": row["score"]} for row in THEIRS]},
+        {"columns": {"score": "f1"}},
+        ("'a'", "got seed, task, score;", "f1, too"),
+    ),
+    "one is long, and one wide": (
+        {"a.csv": MINE, "b.csv": [{"seed": n, "t": 0.5} for n in range(6)]},
+        {},
+        ("'b'", "got seed, t;", "task, score, too"),
     ),
     "a column of models": (
         {"a.csv": [{**row, "model": "bert"} for row in MINE], "b.csv": THEIRS},
@@ -223,7 +243,7 @@ TABLES: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
         f"a row with {column} {lacking!r}": (
             [*shares(), {**shares()[0], column: lacking}],
             {},
-            ("no arm or no seed",),
+            (f"no {column}", "fill the cell in"),
         )
         for column in ("arm", "seed")
         for lacking in (None, "", float("nan"), pd.NA)
@@ -353,6 +373,17 @@ ROWS = [
         "compare files: one is missing",
         lambda folder: mw.compare([folder / "b.csv", folder / "a.csv"], **BOTH),
         ("no file", "b.csv"),
+    ),
+    Refusal(
+        "compare files: one is a folder",
+        lambda folder: mw.compare([folder, folder / "a.csv"], **BOTH),
+        ("no file", "one folder ARM/SEED/all_results.json"),
+    ),
+    Refusal(
+        "compare files: one alone, without arms",
+        in_one_file,
+        ("column for the arm", "a file of its own"),
+        lambda folder: in_files({"a.csv": MINE, "b.csv": THEIRS}, folder),
     ),
     *(
         Refusal(f"compare: {name}", partial(compared, rows, **more), facts)

@@ -132,7 +132,11 @@ def _rows_of(scores: object) -> list[Row]:
         with suppress(OSError):
             is_file = path.is_file()
         if not is_file:
-            raise MaskwiseError("there is no file of scores", got=str(scores))
+            raise MaskwiseError(
+                "there is no file of scores",
+                got=str(scores),
+                allowed=f"one table, one for each arm, or one folder ARM/SEED/{RESULTS}",
+            )
         # Reading other formats imports more.
         from maskwise.text.source import read_records
 
@@ -214,8 +218,8 @@ def _no_rows(scores: object, row: object) -> MaskwiseError:
     return MaskwiseError(
         "these are no rows of scores",
         got=kind if row is scores else f"{kind} of {type(row).__name__}",
-        allowed="a file, a file for each arm, a folder, a data frame, dicts of a row each, or a "
-        "dict with a list for each column",
+        allowed="a file, a list of files of an arm each, a folder, a data frame, dicts of a row "
+        "each, or a dict with a list for each column",
         do="give every score its arm and its seed, such as "
         "[{'arm': 'ours', 'seed': 0, 'task': 'sst2', 'score': 0.91}, …]",
     )
@@ -330,15 +334,17 @@ def _long(
         task = taken["task"] = _column("task", rows, named, baseline, taken=taken)
         score = taken["score"] = _column("score", rows, named, baseline, taken=taken)
         require_nats(score)
+        _require_alike(rows, [*taken.values()])
         for row in rows:
             if _is_missing(row.get(task)):
-                raise MaskwiseError("a row has no task", got=dict(row))
+                raise _no_cell("task", row)
         found = [_score(row, taken, str(row[task]), score) for row in rows]
         said = f"{', '.join(taken.values())} are arm, seed, task and score"
         read = [*taken.values()]
     else:
         free = [name for name in known if name not in taken.values()]
         tasks = _score_columns(free, named, lower)
+        _require_alike(rows, [*taken.values(), *tasks])
         found = [_score(row, taken, name, name) for row in rows for name in tasks]
         said = f"{', '.join(taken.values())} are arm and seed, and {', '.join(tasks)} scores"
         read = [*taken.values(), *tasks]
@@ -347,6 +353,30 @@ def _long(
     if unread:
         notes.append(f"Columns that are not read: {', '.join(unread)}.")
     return ScoreTable(found, notes, "task" in taken)
+
+
+def _require_alike(rows: Iterable[Row], read: Sequence[str]) -> None:
+    """Raise an error if the file of an arm lacks a column that is read from the other files."""
+    files = defaultdict[str, list[Row]](list)
+    for row in rows:
+        if FILE_NAME in row:
+            files[row[FILE_NAME]].append(row)
+    for arm, own in files.items():
+        columns = _columns(own)
+        lacking = [name for name in read if name not in columns]
+        if lacking:
+            raise MaskwiseError(
+                f"the file of arm {arm!r} lacks columns that other files have",
+                got=", ".join(name for name in columns if name != FILE_NAME),
+                allowed=f"{', '.join(lacking)}, too",
+                do="name the columns of all files alike, and give all of them the same tasks",
+            )
+
+
+def _no_cell(key: str, row: Row) -> MaskwiseError:
+    return MaskwiseError(
+        f"a row has no {key}", got=dict(row), do="fill the cell in, or remove the row"
+    )
 
 
 def _score_columns(
@@ -403,6 +433,8 @@ def _column(
     if found is not None:
         return found
     do = f"add a column {key}, or name one: --column {key}=NAME (in Python: columns={{'{key}': …}})"
+    if key == "arm":
+        do += "; or give each arm a file of its own"
     with_baseline = [name for name in free if any(str(row.get(name)) == baseline for row in rows)]
     if key == "arm" and with_baseline:
         do = _naming("arm", with_baseline[0])
@@ -459,8 +491,9 @@ def _reads_as_number(value: object) -> bool:
 def _score(row: Row, taken: Mapping[str, str], task: str, column: str) -> Score:
     arm, seed = row.get(taken["arm"]), row.get(taken["seed"])
     value = row.get(column)
-    if _is_missing(arm) or _is_missing(seed):
-        raise MaskwiseError("a row has no arm or no seed", got=dict(row))
+    for key, cell in {"arm": arm, "seed": seed}.items():
+        if _is_missing(cell):
+            raise _no_cell(key, row)
     if not is_number(value):
         do = "run it again, or remove the run"
         if "±" in str(value):
