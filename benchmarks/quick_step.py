@@ -47,7 +47,7 @@ from maskwise.base.devices import cpu_name
 from maskwise.base.errors import MaskwiseError
 from maskwise.tasks import FinetuneSettings, load_task
 from maskwise.tasks.finetuning import load_network
-from maskwise.tasks.tensors import TaskSource, split_tensors
+from maskwise.tasks.tensors import TaskSource, task_tensors
 from maskwise.text import train_tokenizer
 from maskwise.training import train
 
@@ -270,7 +270,7 @@ class Finetuning:
         settings = FinetuneSettings(precision="no", max_length=MAX_LENGTH)
         usual = settings.training(self.task, seed=0)
         self.settings = usual.model_copy(update={"steps": self.last, "log_every": self.last})
-        self.data = split_tensors(self.task, self.tokenizer, max_length=MAX_LENGTH)["train"]
+        self.data = task_tensors(self.task, self.tokenizer, max_length=MAX_LENGTH)["train"]
         self.rounds = {name: [] for name in (OURS, *PEERS)}
 
     def network(self) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from maskwise.base.errors import MaskwiseError, command_line
 from maskwise.recipe import read_recipe
 from maskwise.studies.adapt.title_pairs import write_pairs
 from maskwise.studies.inputs import task_specs
-from maskwise.tasks import FinetuneSettings, evaluate_tasks, finetune, load_task, split_tensors
+from maskwise.tasks import FinetuneSettings, evaluate_tasks, finetune, load_task, task_tensors
 from maskwise.tasks.finetuning import task_record
 from maskwise.text import read_documents
 from maskwise.text.settings import CorpusSettings
@@ -131,7 +131,7 @@ def searched(_: Path, **splits: Any) -> object:
 def encoded(max_length: int, tokenizer: Any = None, pad: str = "[PAD]") -> object:
     words = tokenizer or TOKENIZERS["wordpiece"]()
     words.pad_token = pad
-    return split_tensors(topics(30), words, max_length=max_length)
+    return task_tensors(topics(30), words, max_length=max_length)
 
 
 def _sequences(folder: Path) -> Path:

@@ -28,7 +28,7 @@ PUBLIC = {
     "maskwise.annotate.kept": "Store",
     "maskwise.annotate.registry": "annotator",
     "maskwise.tasks": """BUNDLED_TASKS CARDS KINDS METRICS FinetuneSettings Score Task TaskRecord
-        TaskSource evaluate_tasks finetune load_task task_record split_tensors""",
+        TaskSource evaluate_tasks finetune load_task task_record task_tensors""",
     "maskwise.evaluation": "overlap_record",
     "maskwise.training": "train TrainingSettings leave",
 }

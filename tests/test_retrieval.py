@@ -21,7 +21,7 @@ from maskwise.tasks.finetuning import finetune, load_network
 from maskwise.tasks.kinds.embeddings import Candidates, ranks_of
 from maskwise.tasks.metrics import METRICS
 from maskwise.tasks.settings import FinetuneSettings
-from maskwise.tasks.tensors import embed, encode_texts, split_tensors
+from maskwise.tasks.tensors import embed, encode_texts, task_tensors
 from tiny import maskwise, write_lines
 from training_tools import config, tokenizer
 
@@ -54,7 +54,7 @@ def network() -> Any:
 def test_the_loss_of_a_batch_is_that_of_the_formula(tmp_path: Path, pooling: str) -> None:
     """Row by row, each text alone, so that there is no padding."""
     task = asked(pairs_in(tmp_path), pooling=pooling, temperature=0.1)
-    data = split_tensors(task, tokenizer(), max_length=16)["train"]
+    data = task_tensors(task, tokenizer(), max_length=16)["train"]
     rows = torch.arange(48)
     model = network()
     objective = task.objective(model)

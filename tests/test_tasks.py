@@ -31,7 +31,7 @@ from maskwise.tasks import (
     finetune,
     finetuning,
     load_task,
-    split_tensors,
+    task_tensors,
 )
 from maskwise.tasks.finetuning import answers_of, load_network, task_record
 from maskwise.tasks.kinds.classes import TaggedRow, TextRow
@@ -276,7 +276,7 @@ def tagged(*sentences):
 def test_tags_stand_on_the_first_piece_of_every_word(family):
     tokenizer = TOKENIZERS[family]()
     rows = tagged("the cat sat", "unbelievable kittens walked across running water", "never again")
-    data = split_tensors(tagging_task(rows), tokenizer, max_length=64)["train"]
+    data = task_tensors(tagging_task(rows), tokenizer, max_length=64)["train"]
     assert data.lost == 0
     batch = data.batch(torch.arange(3))
     assert (batch["labels"] != -100).sum() == 3 + 6 + 2
@@ -300,8 +300,8 @@ def test_words_cut_off_or_without_a_piece_are_lost_and_wrong():
     tokenizer = TOKENIZERS["wordpiece"]()
     rows = [TaggedRow(["cat", "\u200b", "sat", "the", "mat"], ["ODD"] * 5)]
     task = tagging_task(rows)
-    whole = split_tensors(task, tokenizer, max_length=64)["test"]
-    cut = split_tensors(task, tokenizer, max_length=4)["test"]
+    whole = task_tensors(task, tokenizer, max_length=64)["test"]
+    cut = task_tensors(task, tokenizer, max_length=4)["test"]
     assert whole.lost == 1 and cut.lost == 3 and len(cut.flat.ids) == 4
     always = torch.where(cut.place < 0, -2, 0)
     assert task.score("test", always) == pytest.approx(2 / 5)
@@ -310,7 +310,7 @@ def test_words_cut_off_or_without_a_piece_are_lost_and_wrong():
 def test_entity_scores_of_lost_and_unseen_words():
     rows = [TaggedRow(["the", "cat", "sat"], ["B-X", "I-X", "B-Y"])]
     task = task_of("token-classification", rows, ("B-X", "I-X", "O"), "entity-f1")
-    data = split_tensors(task, TOKENIZERS["wordpiece"](), max_length=4)["test"]
+    data = task_tensors(task, TOKENIZERS["wordpiece"](), max_length=4)["test"]
     assert task.gold("test").tolist() == [0, 1, -1] and data.lost == 1
     # X found; Y cannot be
     assert task.score("test", torch.tensor([0, 1, -2])) == pytest.approx(2 / 3)
@@ -321,19 +321,19 @@ def test_pairs_and_special_names_in_texts():
     tokenizer = TOKENIZERS["wordpiece"]()
     rows = [TextRow("the cat [MASK]", "sat again", c) for c in ("a", "b")]
     task = task_of("sequence-classification", rows, ("a", "b"))
-    batch = split_tensors(task, tokenizer, max_length=64)["train"].batch(torch.arange(2))
+    batch = task_tensors(task, tokenizer, max_length=64)["train"].batch(torch.arange(2))
     assert (batch["input_ids"] == tokenizer.sep_token_id).sum() == 4
     assert tokenizer.mask_token_id not in batch["input_ids"]  # text is text
     types = batch["token_type_ids"][0]
     assert types[0] == 0 and types[-1] == 1
-    short = split_tensors(task, tokenizer, max_length=7)["train"]
+    short = task_tensors(task, tokenizer, max_length=7)["train"]
     assert short.lengths.tolist() == [7, 7]
     assert (short.flat.ids == tokenizer.sep_token_id).sum() == 4
 
 
 def test_source_gives_every_row_once_an_epoch_and_is_stateless():
     task = tagging_task(tagged(*(["the cat sat", "water"] * 32)))
-    data = split_tensors(task, TOKENIZERS["wordpiece"](), max_length=16)["train"]
+    data = task_tensors(task, TOKENIZERS["wordpiece"](), max_length=16)["train"]
     settings = TrainingSettings(steps=100, batch_size=4, accumulate=2, seed=3)
     source = TaskSource(data, settings)
     epoch = torch.cat([source.planned(step)[:, 0] for step in range(16)])
@@ -361,7 +361,7 @@ def tiny_config(tokenizer, **more):
 def test_classification_is_the_models_own_loss():
     tokenizer = TOKENIZERS["wordpiece"]()
     task = tagging_task(tagged("the cat sat on", "water"))
-    batch = split_tensors(task, tokenizer, max_length=16)["train"].batch(torch.arange(2))
+    batch = task_tensors(task, tokenizer, max_length=16)["train"].batch(torch.arange(2))
     torch.manual_seed(0)
     model = AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2)).eval()
     types = {"token_type_ids": torch.zeros_like(batch["input_ids"])}  # ModernBERT has none
@@ -413,7 +413,7 @@ def test_a_whole_fine_tuning_learns_and_repeats(tmp_path):
 def test_answers_do_not_depend_on_the_batches(monkeypatch):
     tokenizer = TOKENIZERS["wordpiece"]()
     task = tagging_task(tagged("the cat sat on the mat", "water", "never again !"))
-    data = split_tensors(task, tokenizer, max_length=32)["test"]
+    data = task_tensors(task, tokenizer, max_length=32)["test"]
     torch.manual_seed(0)
     objective = Classification(
         AutoModelForTokenClassification.from_config(tiny_config(tokenizer, num_labels=2))

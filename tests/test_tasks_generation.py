@@ -28,8 +28,8 @@ from maskwise.tasks import (
     FinetuneSettings,
     finetune,
     load_task,
-    split_tensors,
     task_record,
+    task_tensors,
 )
 from maskwise.tasks.finetuning import answers_of, load_network, on_dev
 from maskwise.tasks.metrics import ITEMS, METRICS, bootstrap_interval
@@ -315,7 +315,7 @@ def test_answers_do_not_depend_on_the_batch_and_nats_are_those_of_the_first_answ
 ):
     objective, data = (
         network(tokenizer, copying),
-        split_tensors(copying, tokenizer, max_length=16)["test"],
+        task_tensors(copying, tokenizer, max_length=16)["test"],
     )
     together = answers_of(objective, data)
     monkeypatch.setattr("maskwise.tasks.kinds.written.EVAL_TOKENS", 1)
@@ -341,7 +341,7 @@ def test_in_every_epoch_one_of_the_right_answers_is_learned(tmp_path, tokenizer)
         for n, then in enumerate(WORDS[:6])
     ]
     task = load_rows(tmp_path, in_every_split(rows))
-    data = split_tensors(task, tokenizer, max_length=16)
+    data = task_tensors(task, tokenizer, max_length=16)
     train, size = data["train"], len(task.splits["train"])
 
     def learned(epoch, seed=3):
@@ -394,13 +394,13 @@ def test_answers_end_with_a_token_also_if_the_tokenizer_writes_none(tmp_path, to
     """Gemma's writes only <bos>. Models learned no end, and wrote on until ``max_target``."""
     rows = [{"input": f"red {n}", "output": "red " * n} for n in (1, 2, 9)]
     task = load_rows(tmp_path, in_every_split(rows), max_target=6)
-    usual = split_tensors(task, tokenizer, max_length=16)["train"]
+    usual = task_tensors(task, tokenizer, max_length=16)["train"]
     opening = copy.deepcopy(tokenizer)
     cls, sep = (tokenizer.cls_token, tokenizer.cls_token_id), tokenizer.sep_token_id
     opening.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{cls[0]} $A", special_tokens=[cls]
     )
-    found = split_tensors(task, opening, max_length=16)["train"]
+    found = task_tensors(task, opening, max_length=16)["train"]
     assert found.targets.ids.tolist() == usual.targets.ids.tolist()
     assert found.targets.starts.tolist() == usual.targets.starts.tolist()
     assert (found.targets.ids == sep).sum() == len(found.targets.lengths)
@@ -413,7 +413,7 @@ def test_answers_that_a_tokenizer_cannot_write_are_said(tmp_path, tokenizer):
     # the tokenizer lower-cases, and so does SQuAD's exact match
     for metric in ("accuracy", "exact-match"):
         task = load_rows(tmp_path, rows, metric=metric)
-        notes[metric] = split_tensors(task, tokenizer, max_length=16)["train"].notes()
+        notes[metric] = task_tensors(task, tokenizer, max_length=16)["train"].notes()
     capitals = sum(row.answers == ["RED"] for row in task.splits["train"])
     assert notes["exact-match"] == [] and len(notes["accuracy"]) == 1
     assert notes["accuracy"][0].startswith("answers that the tokenizer cannot write")
@@ -449,7 +449,7 @@ def test_an_encoder_is_refused_before_the_first_task_is_trained(tmp_path, tokeni
 def test_t5_writes_too(tokenizer, copying):
     sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
     config = new_config("t5", tokenizer, 32, kind="encoder-decoder", **sizes)
-    data = split_tensors(copying, tokenizer, max_length=16)["test"]
+    data = task_tensors(copying, tokenizer, max_length=16)["test"]
     answers = answers_of(network(tokenizer, copying, config), data)
     assert len(answers) == 24 and all(a.tokens == 2 for a in answers)
 
@@ -470,7 +470,7 @@ def test_the_state_that_is_best_on_dev_is_kept(
         return next(given)
 
     monkeypatch.setattr("maskwise.tasks.task.Task.finite_score", dev_score)
-    objective, data = network(tokenizer, task), split_tensors(task, tokenizer, max_length=16)
+    objective, data = network(tokenizer, task), task_tensors(task, tokenizer, max_length=16)
     best = Best(9, every=1)
     best.configure(objective)
     _, weight = next(objective.named_parameters())

@@ -33,8 +33,8 @@ from maskwise.tasks import (
     FinetuneSettings,
     finetune,
     load_task,
-    split_tensors,
     task_record,
+    task_tensors,
 )
 from maskwise.tasks.columns import choices_of
 from maskwise.tasks.finetuning import answers_of
@@ -401,8 +401,8 @@ def test_windows_are_refused_where_tokenizers_would_lose_some(
     monkeypatch.setattr(errors, "_version", {"tokenizers": version}.get)
     task = load_rows(tmp_path, questions(60, 80))
     with pytest.raises(MaskwiseError, match=f"got {version}; allowed: 0.23.3 or newer; pip"):
-        split_tensors(task, tokenizer, max_length=64)
-    whole = split_tensors(task, tokenizer, max_length=300)["train"]
+        task_tensors(task, tokenizer, max_length=64)
+    whole = task_tensors(task, tokenizer, max_length=300)["train"]
     assert len(whole) == len(task.splits["train"])
 
 
@@ -412,7 +412,7 @@ def test_windows_are_refused_where_tokenizers_would_lose_some(
 def test_windows_hold_every_answer(tmp_path, kind, max_length):
     task = load_rows(tmp_path, questions(60, 80))
     backend = train_tokenizer([TEXT * 30], kind=kind, vocab_size=320)
-    data = split_tensors(task, backend, max_length=max_length)["train"]
+    data = task_tensors(task, backend, max_length=max_length)["train"]
     rows = task.splits["train"]
     assert data.lost == 0 and int(data.lengths.max()) <= max_length
     assert (len(data) > len(rows)) == (max_length < 100)
@@ -434,7 +434,7 @@ def test_windows_hold_every_answer(tmp_path, kind, max_length):
 @pytest.mark.pinned
 def test_a_model_that_knows_finds_the_answer_in_the_right_window(tmp_path, tokenizer):
     task = load_rows(tmp_path, questions(60, 80))
-    data = split_tensors(task, tokenizer, max_length=24)["test"]
+    data = task_tensors(task, tokenizer, max_length=24)["test"]
     colours = torch.tensor([tokenizer.convert_tokens_to_ids(word) for word in WORDS[:3]])
 
     class Knows(torch.nn.Module):
@@ -464,7 +464,7 @@ def test_the_best_span_is_that_of_trying_all():
 
 def test_question_loss_is_the_models_own(tmp_path, tokenizer):
     task = load_rows(tmp_path, questions(40, 30))
-    data = split_tensors(task, tokenizer, max_length=40)["train"]
+    data = task_tensors(task, tokenizer, max_length=40)["train"]
     torch.manual_seed(0)
     model = AutoModelForQuestionAnswering.from_config(tiny(tokenizer)).eval()
     rows = (data.lengths == data.lengths.max()).nonzero().flatten()[:6]  # theirs counts padding
@@ -481,7 +481,7 @@ def test_choice_loss_is_the_models_own_and_choices_may_differ_in_number(tmp_path
         for n in range(4)
     ]
     task = load_rows(tmp_path, in_every_split(rows))
-    data = split_tensors(task, tokenizer, max_length=16)["train"]
+    data = task_tensors(task, tokenizer, max_length=16)["train"]
     torch.manual_seed(0)
     model = AutoModelForMultipleChoice.from_config(tiny(tokenizer)).eval()
     total, count, *_ = MultipleChoice(model)(data.batch(torch.arange(4)))

@@ -26,7 +26,7 @@ from maskwise.recipe import read_recipe
 from maskwise.studies.plan import make_plan
 from maskwise.studies.store import StageStore
 from maskwise.studies.work import run_stage
-from maskwise.tasks import load_task, split_tensors
+from maskwise.tasks import load_task, task_tensors
 from maskwise.text import Rows, bundled_path, read_documents, read_pieces, tokenise, train_tokenizer
 from tiny import find_recipe, maskwise, read_lines
 
@@ -364,7 +364,7 @@ def test_answers_of_several_tokens_end_with_a_separator(tmp_path):
     assert task.skipped == {"train: no answer": 1}
     text = "who is number question answer ? 0 1 2 red cat dog a big the hound "
     tokenizer = train_tokenizer([text * 20], vocab_size=200)
-    data = split_tensors(task, tokenizer, max_length=24)
+    data = task_tensors(task, tokenizer, max_length=24)
     assert data["test"].lost == 1
     batch = data["train"].batch(torch.arange(2))
     shown = tokenizer.decode(batch["input_ids"][0])
@@ -376,7 +376,7 @@ def test_answers_of_several_tokens_end_with_a_separator(tmp_path):
 
 def test_max_length_needs_room_for_the_question(tokenizer):
     with pytest.raises(MaskwiseError, match="max_length leaves no room"):
-        split_tensors(load_task(FORTY.task()), tokenizer, max_length=9)
+        task_tensors(load_task(FORTY.task()), tokenizer, max_length=9)
 
 
 # Recipes

@@ -29,7 +29,7 @@ from maskwise.masking import Line, Vocabulary, gather
 from maskwise.masking.draws import Array, Draws, fold
 from maskwise.tasks.kinds.questions import ChoiceRow, MarkedRow, Windows
 from maskwise.tasks.task import Row, Task
-from maskwise.tasks.tensors import Data, split_tensors, warn_of_cuts
+from maskwise.tasks.tensors import Data, task_tensors, warn_of_cuts
 from maskwise.text.encoding import encode as encode_texts
 from maskwise.text.encoding import token_offsets
 from maskwise.text.words import classify, words_in
@@ -233,7 +233,7 @@ class Examples:
                 row["word_ids"],
             )
             contexts[place] = {**row, "answer": inside}
-        data = split_tensors(task, tokenizer, max_length=max_length)[split]
+        data = task_tensors(task, tokenizer, max_length=max_length)[split]
         warn_of_cuts(task, {split: data.notes()})
         numbers = kept
         if isinstance(data, Windows):

@@ -24,6 +24,6 @@ __getattr__ = on_first_use(
         "FinetuneSettings": "settings",
         "Task": "task",
         "TaskSource": "tensors",
-        "split_tensors": "tensors",
+        "task_tensors": "tensors",
     },
 )

@@ -42,7 +42,7 @@ from maskwise.tasks.tensors import (
     embed,
     encode_texts,
     padding_id,
-    split_tensors,
+    task_tensors,
     warn_of_cuts,
 )
 from maskwise.text import load_tokenizer
@@ -448,7 +448,7 @@ def finetune(
         notes += chosen
     else:
         training = settings.training(task, seed=seed)
-        data = split_tensors(task, tokenizer, max_length=max_length)
+        data = task_tensors(task, tokenizer, max_length=max_length)
         objective = task.objective(network)
         notes = warn_of_cuts(task, {split: part.notes() for split, part in data.items()})
         if majority is None:

@@ -292,7 +292,7 @@ class TaskSource:
 # Tokenising
 
 
-def split_tensors(
+def task_tensors(
     task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int
 ) -> dict[str, Data]:
     """Convert each split to tensors, and cache the tensors for further seeds.
