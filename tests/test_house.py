@@ -52,24 +52,24 @@ def test_a_name_has_one_meaning() -> None:
     assert twice.keys() == IN_TWO_MODULES.keys(), twice
 
 
-IN_SEVERAL_ROOMS = {
-    "base": "the class from which the members of a room derive",
+IN_SEVERAL_PACKAGES = {
+    "base": "the class from which the members of a package derive",
     "checks": "what refuses inputs: of a study, and of plug-ins",
     "comparison": "of two arms: what a recipe says about it, and what came of it",
     "loading": "how models are loaded, and tasks",
     "reading": "how the files of tasks are read, and those of a run for its page",
     "rows": "of tokens: how pieces share them, and those on which the checks of plug-ins mask",
     "run": "how the work of a command is run: study, annotate",
-    "settings": "the settings of a room: a section of a recipe",
+    "settings": "the settings of a package: a section of a recipe",
     "stream": "a stream of text: how it is read, and how a training takes rows of it",
     "tables": "of cells: how they are read, and how a page shows them",
 }
-"""Names that modules of several rooms may have, and the one thing that each of them means."""
+"""Names that modules of several packages may have, and the one thing that each of them means."""
 
 
 def test_the_name_of_a_module_has_one_meaning() -> None:
     names = Counter(path.stem for path in PACKAGE.rglob("*.py") if path.stem[0] != "_")
-    assert {name for name, times in names.items() if times > 1} == IN_SEVERAL_ROOMS.keys()
+    assert {name for name, times in names.items() if times > 1} == IN_SEVERAL_PACKAGES.keys()
 
 
 SWALLOWED = {

@@ -99,7 +99,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
-        if _HOMES[name] == "maskwise":  # ``samplers`` is a room
+        if _HOMES[name] == "maskwise":  # ``samplers`` is a package
             return import_module(f"maskwise.{name}")
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'maskwise' has no attribute {name!r}")

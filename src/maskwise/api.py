@@ -1,5 +1,5 @@
-"""Public functions that need several rooms of the package. The package lists the homes of the other
-public names.
+"""Public functions that need several of the packages below. ``maskwise`` lists the homes of the
+other public names.
 
 ``learn``, ``finetune`` and ``evaluate`` do what the commands of the same names do, with texts and
 tables from Python. This is the only module that may import every room.
