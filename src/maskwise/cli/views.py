@@ -138,10 +138,8 @@ def evaluate(
         str,
         typer.Option(
             "--with",
-            help="Measures, separated by commas: pairs('FILE'), cloze('FILE') (with options: "
-            "cloze('FILE', items=500)), pseudo-perplexity or pseudo-perplexity(ROWS), "
-            "bound or bound(DRAWS) (of masked diffusion), heldout. "
-            "pairs('bundled:pairs') is part of the package.",
+            help="Measures, separated by commas, such as pairs('bundled:pairs'), "
+            "cloze('FILE', items=500) and pseudo-perplexity; maskwise list measures shows all.",
         ),
     ] = "",
     text: Annotated[
