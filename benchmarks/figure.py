@@ -191,6 +191,8 @@ CLAIMS: dict[str, list[Claim]] = {
         ("half of the tokens, not trained", "trim-tokens", "trimmed", "no-pretraining"),
         ("half of the layers, unchanged model", "half-the-layers", "student", "no-pretraining"),
         ("half of the layers, no teacher", "half-the-layers", "student", "alone"),
+        ("a decoder in both directions, causal", "decoder-to-encoder", "both", "causal"),
+        ("the same, unchanged decoder", "decoder-to-encoder", "both", "no-pretraining"),
         ("replay with the masks of the start", "replay", "token-15-replay", "token-15"),
         ("chosen length against the last", "how-long", "lengths", "last"),
         ("diffusion: a bell against U(0, 1)", "diffusion-2026-11-21", "bell", "uniform"),
