@@ -20,6 +20,8 @@ from maskwise.objectives.mlm import MaskedLanguageModelling
 from maskwise.recipe import read_recipe
 from maskwise.report import write_report
 from maskwise.studies import run_study
+from maskwise.studies.checks import check_inputs
+from maskwise.studies.plan import make_run
 from maskwise.text import load_tokenizer, read_documents, train_tokenizer
 from tiny import write_lines
 
@@ -154,6 +156,24 @@ def test_short_documents_are_refused(spec: str, shorter: str) -> None:
     assert str(caught.value).endswith(shorter or "measure longer documents")
     if shorter:
         measure_of(shorter)
+
+
+def test_rows_that_the_start_cannot_read_are_measured_of_changed_models_alone() -> None:
+    asked = ["by-length(512)", "far-words(512)"]
+    recipe = read_recipe(
+        {
+            "corpus": {"source": "bundled:wikipedia", "limit": 60, "length": 64, "held_out": 0.3},
+            "model": {"pretrained": "bundled:encoder"},
+            "evaluation": {"measures": asked},
+            "study": {"seeds": 1, "arms": {"longer": {"model.changes": "positions(512)"}}},
+        }
+    )
+    for arm, measured in (("longer", asked), ("no-pretraining", asked[:1])):
+        evaluated = make_run(recipe, arm, 0, contents={}).evaluated
+        assert evaluated and evaluated.what["evaluation"]["measures"] == measured
+    short = read_recipe(recipe.settings(), ["study.arms={short: {}}"])
+    with pytest.raises(MaskwiseError, match="reads no row of the shortest length"):
+        [*check_inputs(short)]
 
 
 @pytest.mark.slow

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from maskwise.base.constants import Kind
-from maskwise.base.errors import PlugInError
+from maskwise.base.errors import MaskwiseError, PlugInError
 from maskwise.results.measurements import Measurement
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from maskwise.text import Rows
 
@@ -65,6 +65,10 @@ class Measure(ABC):
     def texts(self) -> list[tuple[str, ...]]:
         """Return the texts of each item. ``overlap`` searches a corpus for these texts."""
         return []
+
+    def misfit(self, config: PreTrainedConfig) -> MaskwiseError | None:
+        """Return why a model of this configuration cannot be measured; None if it can."""
+        return None
 
     def size(self) -> int:
         """Return the number of items, of which ``part`` takes some."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from maskwise.base.constants import NEXT_TOKEN, REFERENCE, WITHOUT_RATIO
 from maskwise.base.errors import MaskwiseError, require_known
 from maskwise.base.specs import leaves, of_run
+from maskwise.evaluation.evaluate import measure_of
 from maskwise.evaluation.settings import fixed_policies
 from maskwise.models.decoders import is_causal
 from maskwise.models.loading import has_head, load_config
@@ -306,6 +307,17 @@ def _is_measured(recipe: Recipe) -> bool:
     return has_head(start) or (alone and is_causal(load_config(start, kind=None)))
 
 
+def _measurable(recipe: Recipe) -> Recipe:
+    """Return a recipe without the measures that its unchanged model cannot take: rows may be too
+    long until the changes of an arm make them readable.
+    """
+    config = load_config(str(recipe.model.pretrained), kind=None)
+    given = recipe.evaluation.measures
+    measures = tuple(each for each in given if measure_of(each).misfit(config) is None)
+    evaluation = recipe.evaluation.model_copy(update={"measures": measures})
+    return recipe.model_copy(update={"evaluation": evaluation})
+
+
 def reference_words(baseline: Recipe) -> str:
     """Return the name that pages and messages use for the reference arm."""
     if baseline.model.pretrained:
@@ -372,7 +384,8 @@ def make_run(
         held_out = prepare_stage(own.model_copy(update={"corpus": corpus}), after=text)
         chain.append(held_out)
         # Runs are compared on the same documents, also if only some of them choose a state.
-        evaluation = evaluate_stage(own, held_out, last, apart=recipe.chooses)
+        judged = own if last else _measurable(own)
+        evaluation = evaluate_stage(judged, held_out, last, apart=recipe.chooses)
     # A stream is read only once, for training, so it is not searched for test items.
     whole = [link for link in trained if not link.corpus.stream]
     tasks = {}

@@ -35,7 +35,12 @@ from maskwise.text import read_documents, tokenise
 from maskwise.text.words import tokens_id
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import (
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        PreTrainedTokenizerFast,
+    )
 
 SHORTEST = 32
 """The minimum number of tokens in a row."""
@@ -92,6 +97,8 @@ class ByLength(TextMeasure):
         folder: Path | None = None,
     ) -> list[Measurement]:
         frame = Frame.of(tokenizer)
+        if wrong := self.misfit(model.config):
+            raise wrong
         texts = self.text.first(self.documents)
         end = frame.room(self.shortest)
         eligible = Vocabulary.of(tokenizer).eligible
@@ -128,13 +135,19 @@ class ByLength(TextMeasure):
                     item_error=float(losses.std() / len(losses) ** 0.5),
                 )
             )
-        if not found:
-            raise MaskwiseError(
-                f"{self.name}: this model reads no row of the shortest length",
-                got=f"{most_tokens(model.config):,} tokens",
-                allowed=f"≥ {self.lengths[0]:,}",
-            )
         return found
+
+    def misfit(self, config: PreTrainedConfig) -> MaskwiseError | None:
+        """Return why a model of this configuration cannot be measured; None if it can."""
+        room = most_tokens(config)
+        if room >= self.lengths[0]:
+            return None
+        return MaskwiseError(
+            f"{self.name}: this model reads no row of the shortest length",
+            got=f"{room:,} tokens",
+            allowed=f"≥ {self.lengths[0]:,}",
+            do=f"measure shorter rows, or lengthen them: model.changes=positions({self.longest})",
+        )
 
     @property
     def shortest(self) -> int:
