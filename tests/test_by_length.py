@@ -129,7 +129,7 @@ def test_unknown_tokens_are_not_predicted(spec: str, seen: Read) -> None:
 def test_measures_of_documents_read_the_same_ones(tmp_path: Path) -> None:
     """The first one left the others the documents that it had not read."""
     text = tmp_path / "texts.jsonl"
-    write_lines(text, [{"text": part} for part in TEXTS])
+    write_lines(text, [{"text": part[:900]} for part in TEXTS[:8]])
     specs = ["by-length(64, rows=2, documents=4)", "far-words(64, rows=2)", "word-loss(3)"]
 
     def measured(*measures: str) -> set[tuple[str, float]]:
