@@ -12,6 +12,8 @@ texts.
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -23,34 +25,45 @@ from maskwise.base.folders import read_json
 from maskwise.masks.generate import Writer
 from maskwise.recipe import read_recipe
 from maskwise.text.rows import holds_out
+from maskwise.text.tokenizers import load_tokenizer
 
 ORDERS = ("random", "confidence")
 FRAME = 2
 """The special tokens around a text."""
 
 
-def main(out: Path, texts: int = 100) -> list[dict[str, object]]:
+def main(out: Path, texts: int = 100, jobs: int = 2) -> list[dict[str, object]]:
     """Measure the lengths of held-out texts, and of those that each model writes."""
-    torch.set_num_threads(1)
     corpus = read_recipe({"corpus": read_json(out / "study.json")["recipe"]["corpus"]}).corpus
     places = corpus.length - FRAME
-    held_out = None
-    found = []
     stages = read_json(out / "stages" / "plan.json")["stages"]
-    for name, stage in stages.items():
-        if stage["kind"] != "pretrain":
-            continue
-        writer = Writer(str(out / "stages" / name / "checkpoint"))
-        if held_out is None:
-            kept = [each.text for each in corpus.documents() if holds_out(each, corpus.held_out)]
-            ids = writer.tokenizer(kept, add_special_tokens=False)["input_ids"]
-            held_out = np.minimum(np.array([len(each) for each in ids]), places)
-            found.append({"texts": len(held_out), **facts(held_out, held_out, places)})
-        for order in ORDERS if writer.ends else ():
-            written = np.array([length_of(writer, places, order, seed) for seed in range(texts)])
-            of = {"run": stage["run"], "order": order}
-            found.append({**of, **facts(written, held_out, places)})
+    runs = {
+        str(out / "stages" / name / "checkpoint"): stage["run"]
+        for name, stage in stages.items()
+        if stage["kind"] == "pretrain"
+    }
+    tokenizer = load_tokenizer(next(iter(runs)))
+    kept = [each.text for each in corpus.documents() if holds_out(each, corpus.held_out)]
+    ids = tokenizer(kept, add_special_tokens=False)["input_ids"]
+    held_out = np.minimum(np.array([len(each) for each in ids]), places)
+    found = [{"texts": len(held_out), **facts(held_out, held_out, places)}]
+    with ProcessPoolExecutor(jobs) as pool:
+        wanted = [(folder, order) for folder in runs for order in ORDERS]
+        lengths = pool.map(written_lengths, *zip(*wanted), repeat(places), repeat(texts))
+        for (folder, order), written in zip(wanted, lengths):
+            if written is not None:
+                of = {"run": runs[folder], "order": order}
+                found.append({**of, **facts(written, held_out, places)})
     return found
+
+
+def written_lengths(folder: str, order: str, places: int, texts: int) -> NDArray[np.int64] | None:
+    """Return the lengths of the texts that a model writes; None if it has learned no ends."""
+    torch.set_num_threads(1)
+    writer = Writer(folder)
+    if not writer.ends:
+        return None
+    return np.array([length_of(writer, places, order, seed) for seed in range(texts)])
 
 
 def length_of(writer: Writer, places: int, order: str, seed: int) -> int:

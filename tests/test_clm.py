@@ -311,6 +311,8 @@ MASKS = ("token", "whole-word")
         (CLM | {"study": {"arms": {"a": {}, "b": MLM}}}, (*MASKS, "next-token")),
         ({"study": {"arms": {"a": {}, "b": CLM}}}, (*MASKS, "next-token")),
         ({"objective": {"mlm": {}, "clm": {}}}, MASKS),
+        ({"objective": {"clm": {}}}, ("next-token",)),
+        ({"study": {"arms": {"a": {}, "b": {"objective": {"clm": {}}}}}}, (*MASKS, "next-token")),
     ],
 )
 def test_next_tokens_are_measured_where_an_arm_ends_with_them(settings, masks):

@@ -559,7 +559,8 @@ class Recipe(Settings):
                 phases = settings.get("phases")
                 last = phases[-1] if phases and isinstance(phases, list | tuple) else {}
                 objective = applied(settings, _in_sections(last, ["objective"]))["objective"]
-                found.add(objective if isinstance(objective, str) else "")
+                names = [objective] if isinstance(objective, str) else [*objective]
+                found.add(names[0] if len(names) == 1 else "")
         return found
 
     def links(self) -> tuple[Recipe, ...]:
