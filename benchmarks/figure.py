@@ -196,6 +196,8 @@ CLAIMS: dict[str, list[Claim]] = {
         ("RetroMAE, unchanged encoder", "retrieval-pretraining", "retromae", "no-pretraining"),
         ("RetroMAE, TSDAE", "retrieval-pretraining", "retromae", "tsdae"),
         ("RetroMAE, masked words", "retrieval-pretraining", "retromae", "words-30"),
+        ("rows of 512: trained on 512, on 128", "longer-rows-by-length", "long-512", "short-512"),
+        ("rows of 512, rows of 128", "longer-rows-by-length", "long-512", "long-128"),
         ("replay with the masks of the start", "replay", "token-15-replay", "token-15"),
         ("chosen length against the last", "how-long", "lengths", "last"),
         ("diffusion: a bell against U(0, 1)", "diffusion-2026-11-21", "bell", "uniform"),

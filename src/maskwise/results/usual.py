@@ -256,6 +256,29 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
             ),
         ),
         Usual(
+            "Longer rows?",
+            "none; if longer rows must be read, `positions(512)` and training on rows of 512",
+            "The bundled encoder, which had rows of 128 tokens, 300 steps on novels, by the loss "
+            "of the same single tokens at the end of each row. After training on rows of 128, rows of "
+            "512 cost .216 nats (.208 to .226, an estimate). Words that also stand far back in "
+            "their row do gain: .065 nats (.060 to .070, an estimate) by the first half of rows of "
+            "512, after training on such rows, which took 1.2 times the FLOPs.",
+            (
+                Evidence(
+                    "longer-rows-by-length",
+                    "long-512",
+                    "short-512",
+                    "rows of 512 after training on rows of 512, against training on rows of 128",
+                ),
+                Evidence(
+                    "longer-rows-by-length",
+                    "long-512",
+                    "long-128",
+                    "after training on rows of 512, rows of 512 against rows of 128",
+                ),
+            ),
+        ),
+        Usual(
             "A smaller encoder?",
             "none; `--student-layers` for half of the layers and twice the speed",
             "Two of the four layers of the bundled encoder, 300 steps, one text. Both tasks count "
