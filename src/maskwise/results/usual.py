@@ -259,8 +259,8 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
             "Longer rows?",
             "none; if longer rows must be read, `positions(512)` and training on rows of 512",
             "The bundled encoder, which had rows of 128 tokens, 300 steps on novels, by the loss "
-            "of the same single tokens at the end of each row. After training on rows of 128, rows of "
-            "512 cost .216 nats (.208 to .226, an estimate). Words that also stand far back in "
+            "of the same single tokens at the end of each row. After training on rows of 128, rows "
+            "of 512 cost .216 nats (.208 to .226, an estimate). Words that also stand far back in "
             "their row do gain: .065 nats (.060 to .070, an estimate) by the first half of rows of "
             "512, after training on such rows, which took 1.2 times the FLOPs.",
             (
