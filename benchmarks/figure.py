@@ -201,6 +201,8 @@ CLAIMS: dict[str, list[Claim]] = {
         ("replay with the masks of the start", "replay", "token-15-replay", "token-15"),
         ("chosen length against the last", "how-long", "lengths", "last"),
         ("diffusion: a bell against U(0, 1)", "diffusion-2026-11-21", "bell", "uniform"),
+        ("diffusion: end token a target, none", "text-ends", "token", "none"),
+        ("diffusion: padding a target, none", "text-ends", "padding", "none"),
         ("states in bf16 against float32", "residual", "bf16", "fp32"),
     ],
 }
