@@ -82,6 +82,9 @@ ROWS = [
         with_positions,
         (("bert", {}, {"rope_base": 5000.0}), "table of positions"),
         (("eurobert", {}, {"scaling": "interpolate"}), "rotary positions"),
+        # Transformers' dynamic scaling begins beyond the new length.
+        (("eurobert", {}, {"scaling": "dynamic"}), "copy, interpolate, linear, yarn"),
+        (("eurobert", {}, {"rope_base": 5000.0}), "raised", "> "),
         (("deberta-v2", {}, {"scaling": "linear"}), "table of positions"),
         (("bert", {}, {"scaling": "linear", "rope_base": 5000.0}), "two ways"),
         (("deberta-v2", RELATIVE, {"scaling": "copy"}), "relative positions"),

@@ -32,6 +32,7 @@ from maskwise.objectives.base import require_fitting_head
 from maskwise.objectives.mlm import MaskedNextTokenPrediction
 from maskwise.recipe import read_recipe
 from maskwise.studies import run_study
+from maskwise.studies.checks import check_inputs
 from maskwise.tasks.finetuning import load_network
 from maskwise.tasks.tensors import embed, encode_texts
 from maskwise.text import load_tokenizer, read_documents, train_tokenizer
@@ -207,6 +208,22 @@ def test_objectives_fit_what_the_head_predicts(llama: Path) -> None:
     for name, config in (("mlm", both), ("diffusion", both), ("mntp", causal)):
         with pytest.raises(MaskwiseError):
             require_fitting_head(objective_class(name), config)
+    with pytest.raises(MaskwiseError, match=r"earlier tokens only; .*leave out bidirectional"):
+        require_fitting_head(objective_class("clm"), both)
+
+
+@pytest.mark.parametrize("objective", ["mntp", {"retromae": {}, "mlm": {}}])
+def test_a_decoder_is_told_what_it_can_learn_before_a_mask_is_missed(
+    llama: Path, objective: Any
+) -> None:
+    recipe = {
+        "corpus": {"source": "bundled:wikipedia", "limit": 60, "length": 32},
+        "model": {"pretrained": str(llama)},
+        "objective": objective,
+        "tasks": [],
+    }
+    with pytest.raises(MaskwiseError, match="bidirectional"):
+        check_inputs(read_recipe(recipe))
 
 
 def test_the_last_token_can_be_the_vector_of_a_text(llama: Path) -> None:
@@ -266,6 +283,8 @@ def test_a_study_compares_both_directions_with_the_same_decoder(
     )
     result = run_study(recipe, tmp_path / "out", jobs=1)
     assert not result["failures"]
+    cards = [path.read_text() for path in tmp_path.glob("out/stages/*/checkpoint/README.md")]
+    assert cards and all("needs transformers>=5.2" in card for card in cards)
     lines = [*read_lines(tmp_path / "out" / "records.jsonl")]
     scores = {(line["arm"], line["measure"]) for line in lines if line["kind"] == "task"}
     assert {

@@ -12,6 +12,7 @@ from tokenizers import processors
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hub import talking_to_a_hub
+from maskwise import check, study
 from maskwise.base.constants import REFERENCE
 from maskwise.base.errors import MaskwiseError
 from maskwise.base.folders import read_json, read_lines
@@ -368,6 +369,31 @@ def test_recipes_trim_to_the_training_text_alone(tmp_path: Path) -> None:
     assert "changes" not in runs[REFERENCE].texts[0].what
 
 
+@pytest.mark.parametrize("measures", [[], ["word-loss(9)"]])
+def test_arms_with_other_tokens_are_compared_by_the_loss_of_words_alone(
+    tmp_path: Path, measures: list[str]
+) -> None:
+    """Without tasks, the check before the first stage ended with a traceback."""
+    arms = {"plain": {}, "trimmed": {"model.changes": "trim-tokens(300)"}}
+    recipe = {
+        "corpus": {"source": text_file(tmp_path, LINES[:80]), "length": 32, "held_out": 0.3},
+        "model": {"pretrained": "bundled:encoder"},
+        "training": {"steps": 1, "batch_size": 2},
+        "evaluation": {"rows": 2, "measures": measures},
+        "tasks": [],
+        "study": {"seeds": 1, "arms": arms},
+    }
+    doubts = check(recipe, timing=False).doubts
+    told = "trimmed against plain will not be comparable: the arms have different tokenizers"
+    assert any(what.startswith(told) for what in doubts) == (not measures)
+    study(recipe, out=tmp_path / "out")
+    contrasts = read_json(tmp_path / "out" / "summary.json")["contrasts"]
+    [row] = [row for row in contrasts if row["primary"]]
+    assert ("different-tokenizers" in {flag["code"] for flag in row["flags"]}) == (not measures)
+    if measures:
+        assert row["outcome"] == "evaluation:words:nats per byte"
+
+
 def test_the_stage_depends_on_the_content_of_what_a_change_reads(tmp_path: Path) -> None:
     text = text_file(tmp_path, LINES[:3])
     names = []
@@ -454,7 +480,6 @@ YARN = {"rope_type": "yarn", "factor": None, "original_max_position_embeddings":
     ("family", "rope"),
     [
         ("eurobert", {"rope_type": "dynamic", "factor": 2.0}),
-        ("eurobert", YARN),
         ("modernbert", {"full_attention": {"rope_type": "dynamic", "factor": 2.0}}),
     ],
 )
@@ -470,6 +495,21 @@ def test_frequencies_that_depend_on_the_positions_are_not_changed_unseen(
     assert most_tokens(Positions(64, scaling="linear").check(config, tokenizer)) == 64
     of_layers |= {"rope_type": "linear", "factor": 2.0}
     assert most_tokens(Positions(64).check(config, tokenizer)) == 64
+    of_layers |= YARN
+    with pytest.raises(MaskwiseError, match=r"rope_type=yarn; leave out positions"):
+        Positions(64).check(config, tokenizer)
+
+
+@pytest.mark.parametrize("scaling", ["linear", "yarn"])
+def test_positions_are_scaled_once(scaling: str) -> None:
+    """A second scaling replaced the first in silence, by a factor from the longer length."""
+    tokenizer = train_tokenizer(WIKIPEDIA[:60], vocab_size=900)
+    config = new_config("eurobert", tokenizer, 16, **SMALL)
+    twice = Positions(32, scaling=scaling).check(config, tokenizer)
+    assert twice.rope_parameters["factor"] == 2
+    with pytest.raises(MaskwiseError, match="scaled already"):
+        Positions(64, scaling=scaling).check(twice, tokenizer)
+    assert most_tokens(Positions(64).check(twice, tokenizer)) == 64
 
 
 # maskwise adapt --trim-tokens

@@ -18,12 +18,14 @@ from maskwise.changes import KeptLayers
 from maskwise.masking import MaskedBatch, Masker
 from maskwise.models.families import ENCODERS, encoder_of
 from maskwise.models.loading import empty_model
+from maskwise.models.weights import blocks_of
 from maskwise.objectives import chunks, objective
 from maskwise.recipe import read_recipe
 from maskwise.studies.adapt import Request
 from maskwise.studies.adapt.draft import Texts, draft_of
 from maskwise.studies.plan import make_plan
 from maskwise.studies.result import StudyResult
+from test_bidirectional import decoder
 from test_changes import LINES
 from test_families import OTHERS
 from test_several import Documents
@@ -353,3 +355,14 @@ def test_a_teacher_must_read_the_same_rows_at_the_same_places(
     )
     assert maskwise("pretrain", recipe, *TINY, "--out", tmp_path / "out") == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_layers_of_a_decoder_are_kept_too(family: str) -> None:
+    """Mamba's configuration has types of layers that cannot be set."""
+    whole = decoder(family)
+    made = KeptLayers("1")(whole, tokenizer()).model
+    kept, old = blocks_of(encoder_of(made)), blocks_of(encoder_of(whole))
+    assert len(kept) == made.config.num_hidden_layers == 1 < len(old)
+    for name, weights in kept[0].state_dict().items():
+        assert torch.equal(weights, old[1].state_dict()[name])

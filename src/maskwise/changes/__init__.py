@@ -134,8 +134,8 @@ def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[st
 
     Returns:
         ``weights``, a pair of numbers, before and after; ``megabytes`` of the weights, in the
-        precision of the model, which is kept; ``changes``, what each of them did, by its name;
-        ``warnings`` about files that are left out.
+        ``precision`` that the configuration of the model names, which is kept; ``changes``, what
+        each of them did, by its name; ``warnings`` about files that are left out.
 
     Raises:
         MaskwiseError: a change is unknown or impossible for this model, the model or a text cannot
@@ -170,6 +170,7 @@ def change(old: Start, new: str | Path, changes: str | Sequence[str]) -> dict[st
     sizes.append(_size(model))
     facts["weights"] = sizes
     facts["megabytes"] = [dtype.itemsize * size / 1e6 for size in sizes]
+    facts["precision"] = str(dtype).removeprefix("torch.")
     model.to(dtype)  # type: ignore[arg-type]
     with where.used(of):
         fill_folder(target, partial(_fill, folder, model, loaded, lacking, facts))

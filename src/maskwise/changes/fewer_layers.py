@@ -25,7 +25,7 @@ COUNTED = ("esmc",)
 
 
 class KeptLayers(Change):
-    """Keep some layers of an encoder, such as ``layers(3)`` or ``layers('0, 2, 5')``.
+    """Keep some layers of an encoder or decoder, such as ``layers(3)`` or ``layers('0, 2, 5')``.
 
     All other weights stay. A model with fewer layers has to be trained, for example by the
     objective ``distil``.
@@ -51,15 +51,16 @@ class KeptLayers(Change):
         is_list = adapter_of(config).kind == "encoder" and len(blocks) == before
         if not is_list or config.model_type in COUNTED:
             raise MaskwiseError(
-                "layers needs an encoder whose layers have their own weights, and compute the same "
-                "whatever their number",
+                "layers needs an encoder or decoder whose layers have their own weights, and "
+                "compute the same whatever their number",
                 got=config.model_type,
                 do="leave out layers",
             )
         kept = self._numbers(before)
         config.num_hidden_layers = len(kept)
         for name in PER_LAYER:
-            value = getattr(config, name, None)
+            # Mamba's configuration computes this list from the number of layers.
+            value = vars(config).get(name)
             if isinstance(value, list):
                 setattr(config, name, [value[number] for number in kept])
         with torch.device(model.device):

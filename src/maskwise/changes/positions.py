@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 OF_TABLES = ("copy", "interpolate")
-OF_ROTARY = ("linear", "dynamic", "yarn")
+OF_ROTARY = ("linear", "yarn")
+"""Transformers' dynamic scaling is none of them: it begins beyond ``max_position_embeddings``,
+which is the new length."""
+UNSCALED = (None, "default", "dynamic")
+"""Types of rotary positions whose distances are not scaled at the lengths that a model reads."""
 ROPE = "rope_parameters"
 
 
@@ -37,9 +41,9 @@ class Positions(Change):
 
     Args:
         most: the number of tokens of the longest row.
-        rope_base: the base of rotary positions, such as 160000.
-        scaling: "copy" (the default) or "interpolate" for a table of positions; "linear", "dynamic"
-            or "yarn" for rotary positions.
+        rope_base: the base of rotary positions, such as 160000, which is higher than before.
+        scaling: "copy" (the default) or "interpolate" for a table of positions; "linear" or "yarn"
+            for rotary positions, unless they are scaled already.
 
     Source: for copies, Beltagy et al., Longformer, 2020; linear: Chen et al., Extending Context
     Window of Large Language Models via Positional Interpolation, 2023; yarn: Peng et al., 2023.
@@ -103,20 +107,37 @@ class Positions(Change):
 
     def _rescale(self, rope: dict[str, Any], before: int) -> None:
         """Change the settings of rotary positions in place."""
+        kind = rope.get("rope_type")
         if self.rope_base is not None:
+            base = rope["rope_theta"]
+            if self.rope_base <= base:
+                raise MaskwiseError(
+                    "positions: for longer rows, the base of rotary positions is raised",
+                    got=f"rope_base={self.rope_base:g}",
+                    allowed=f"> {base:g}, the base of this model",
+                )
             rope["rope_theta"] = float(self.rope_base)
         if self.scaling is not None:
+            if kind not in UNSCALED:
+                raise MaskwiseError(
+                    "positions: the rotary positions of this model are scaled already",
+                    got=f"rope_type={kind}, scaling={self.scaling}",
+                    do="change the model as it was before they were scaled, or leave out scaling",
+                )
             rope["rope_type"] = self.scaling
             rope["factor"] = self.most / before
-            rope["original_max_position_embeddings"] = before
+            if self.scaling == "yarn":
+                rope["original_max_position_embeddings"] = before
             return
-        kind = rope.get("rope_type")
-        if kind == "dynamic" or (kind in ("yarn", "longrope") and not rope.get("factor")):
+        message = (
+            "positions: the rotary frequencies of this model depend on its number of positions"
+        )
+        if kind == "dynamic":
             raise MaskwiseError(
-                "positions: the rotary frequencies of this model depend on its number of positions",
-                got=f"rope_type={kind}",
-                do=f"give scaling, one of {', '.join(OF_ROTARY)}",
+                message, got=f"rope_type={kind}", do=f"give scaling, one of {', '.join(OF_ROTARY)}"
             )
+        if kind in ("yarn", "longrope") and not rope.get("factor"):
+            raise MaskwiseError(message, got=f"rope_type={kind}", do="leave out positions")
 
     def _longer(self, table: Tensor, before: int, size: int) -> Tensor:
         """Return a table (``size``, H) from one with ``before`` positions behind other rows."""

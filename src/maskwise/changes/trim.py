@@ -49,9 +49,10 @@ class TrimTokens(Change):
     Args:
         text: a file or folder of texts, as for ``corpus.source``; by default, the documents of the
             corpus that are not held out. A number is that of ``most``.
-        most: keep at most this many of the tokens that occur, the most frequent ones; by default,
-            all. Words of the others are cut into smaller pieces, which the model has not seen in
-            their place, or are unknown if the vocabulary lacks one of their characters.
+        most: keep at most this many of the tokens that occur, the most frequent ones, beside those
+            that are always kept; by default, all. Words of the others are cut into smaller pieces,
+            which the model has not seen in their place, or are unknown if the vocabulary lacks one
+            of their characters.
 
     Source: Abdaoui et al., Load What You Need: Smaller Versions of Multilingual BERT, 2020.
     """

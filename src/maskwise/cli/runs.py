@@ -715,4 +715,8 @@ def change(
     before, after = facts["megabytes"]
     for spec, did in facts["changes"].items():
         say(f"{spec}: {did['what']}")
-    say(f"{out}: {after:,.1f} MB of weights, {before:,.1f} before ({1 - after / before:.0%} less)")
+    more = "more" if after > before else "less"
+    share = f"{abs(1 - after / before):.0%} {more}"
+    say(
+        f"{out}: {after:,.1f} MB of weights in {facts['precision']}, {before:,.1f} before ({share})"
+    )

@@ -67,10 +67,10 @@ def require_attention_alone(model: PreTrainedModel) -> None:
         moved = _moved(model, at=0, shown=slice(1, None))
     if moved.any():
         raise MaskwiseError(
-            f"{type(model).__name__} has layers that are no attention, and read earlier tokens "
-            "only",
+            f"{type(model).__name__} reads other tokens by more than transformers' attention, such "
+            "as recurrent layers, which may read earlier tokens only",
             got=model.config.model_type,
-            allowed="a model in which attention alone reads other tokens",
+            allowed="a model in which this attention alone reads other tokens",
             do="use another family",
         )
 

@@ -332,6 +332,12 @@ def require_fitting_head(kind: type[Objective], config: PreTrainedConfig) -> Non
             got=f"{config.model_type}, with {kind.__name__}",
             do="set objective: clm; or model.changes: bidirectional() and objective: mntp",
         )
+    if decodes and kind.causal:
+        raise MaskwiseError(
+            "predicting the next token needs a decoder that reads earlier tokens only",
+            got=f"{config.model_type} after bidirectional(), with {kind.__name__}",
+            do="leave out bidirectional(), or set objective: mntp",
+        )
     if decodes and not kind.predicts_next:
         raise MaskwiseError(
             "the head of a decoder predicts the token after a position",

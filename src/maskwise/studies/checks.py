@@ -332,17 +332,21 @@ def tokenizer_and_config(arm: Recipe) -> tuple[PreTrainedTokenizerFast, PreTrain
     if given:
         # Character offsets are needed to find the positions of test items and labels in a text.
         needs_offsets = bool(arm.tasks or arm.evaluation.named & {CLOZE, PAIRS})
-        tokenizer = load_tokenizer(
-            given,
-            needs_mask=masks and not arm.model.changes,
-            needs_words=needs_offsets,
+        # Changes may give a mask token. Without one, a decoder is told what its head can learn.
+        start = arm.model.pretrained
+        later = bool(arm.model.changes) or (
+            start is not None and is_decoder(load_config(start, kind=None))
         )
+        tokenizer = load_tokenizer(given, needs_mask=masks and not later, needs_words=needs_offsets)
     config = config_from(arm.model, tokenizer, arm.links()[0].corpus.length, kind=arm.kind)
     for change in arm.model.steps:
         config = change.check(config, tokenizer)
+    require_kind(config, arm.kind, use="training")
+    for link in arm.links():
+        for objective in link.trained_by.values():
+            require_fitting_head(objective.kind, config)
     if given and masks:
         require_mask(tokenizer, given)
-    require_kind(config, arm.kind, use="training")
     return tokenizer, config
 
 
@@ -502,7 +506,6 @@ def _check_model(
     for setting, link in zip(arm.settings_of("corpus.length"), links):
         check_room(config, link.corpus.length, what=setting)
         for objective in link.trained_by.values():
-            require_fitting_head(objective.kind, config)
             for given in objective.starts:
                 teacher = load_config(given)
                 _check_teacher(given, arm, tokenizer)

@@ -153,7 +153,8 @@ class StudyPlan:
         study = describe(recipe, design)
         doubts: list[Doubt] = [{"what": note, "do": ""} for note in notes]
         for what in incomparable_pairs(recipe, study, primary_pairs(study)):
-            doubts.append({"what": what, "do": "add tasks, or measures with a score"})
+            do = "add tasks, or a measure that compares them: evaluation.measures=word-loss(100)"
+            doubts.append({"what": what, "do": do})
         require_same_study(out, read_json(out / "study.json") or {}, study, block=seeds is not None)
         self.plans = list(design.plans())
         self.runs = design.runs

@@ -156,6 +156,7 @@ def pretrain(
             text=data.training,
             best_step=step,
             part=part,
+            read_by=getattr(network.config, "read_by", ""),
         )
         save_checkpoint(target, network, data.tokenizer, card=card, heads=made.heads())
 
@@ -345,6 +346,7 @@ def model_card(
     text: Rows | Stream,
     best_step: int | None = None,
     part: TrainingPart | None = None,
+    read_by: str = "",
 ) -> str:
     """Return the model card of a checkpoint in the format of the Hugging Face hub.
 
@@ -356,6 +358,7 @@ def model_card(
         text: the training text.
         best_step: the step whose weights were kept; None for the last.
         part: the part of the training that was run; None for all of it.
+        read_by: the versions of transformers that read the model, if not all do.
     """
     what, tag = CARDS[head]
     front = front_matter(
@@ -379,6 +382,7 @@ def model_card(
         trained = f"Trained for {part.end} steps (of at most {training.steps})"
     if best_step is not None:
         trained = f"The best state, at step {best_step}, of a training of {training.steps} steps"
+    needed = f" (needs {read_by})" if read_by else ""
     return f"""{front}
 # {what} made with {credit()}
 
@@ -388,7 +392,7 @@ def model_card(
 
 {trained} of {training.batch_size} rows on {size} (seed {training.seed}).
 It loads with `{TASK_MODELS[head]}.from_pretrained` and `AutoTokenizer.from_pretrained`, \
-without maskwise.
+without maskwise{needed}.
 
 ## Loss on held-out text, fixed masks
 

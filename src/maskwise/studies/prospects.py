@@ -255,7 +255,7 @@ def incomparable_pairs(recipe: Recipe, study: Study, pairs: Iterable[Pair]) -> I
         study: the description of the study (``records.describe``).
         pairs: the primary contrasts.
     """
-    others = recipe.evaluation.named - {BOUND, PSEUDO_PERPLEXITY, "word-loss"}
+    others = recipe.evaluation.named - {BOUND, PSEUDO_PERPLEXITY}
     if recipe.tasks or recipe.study.outcome or others:
         return
     table = Outcomes([], study)

@@ -289,11 +289,12 @@ class ModelSettings(Settings):
     This needs the package peft. Checkpoints contain the weights with the updates added."""
 
     changes: Annotated[Weights[Several[str]], Only("pretrained", but=(None,))] = ()
-    """Changes of a pre-trained model before its training , in the order
-    in which they are made: ``new-tokens(500)`` makes the 500 words that save most pieces in the
+    """Changes of a pre-trained model before its training, in the order in
+    which they are made: ``new-tokens(500)`` makes the 500 words that save most pieces in the
     training text tokens, ``new-tokens('words.txt')`` those of a file, ``trim-tokens()`` keeps the
-    tokens that occur in the training text, ``trim-tokens(8000)`` the most frequent ones, and
-    ``positions(1024)`` reads longer rows."""
+    tokens that occur in the training text, ``trim-tokens(8000)`` the most frequent ones,
+    ``positions(1024)`` reads longer rows, ``layers(3)`` keeps three layers, and ``bidirectional()``
+    lets the tokens of a decoder see later ones (docs/change.md)."""
 
     attention_dropout: Weights[OrOff[float | None]] = Field(None, ge=0, lt=1)
     """Dropout rate of attention weights. If None, the rate is 0 for a new model, and the rate of

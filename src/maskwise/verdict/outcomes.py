@@ -530,10 +530,12 @@ class Outcomes:
             units.add(self.units(name))
         loss = is_loss(outcome)
         if len(self.tokenizers(arm, other)) > 1:
+            if loss:
+                return "different-tokenizers"
             metrics = [self.scales[name].metric for name in self.measured(outcome)]
             # These metrics depend on how a tokenizer splits the text.
             by_token = ":open-" in outcome or "per token" in outcome
-            if loss or NATS in metrics or (by_token and outcome not in self.tasks):
+            if NATS in metrics or (by_token and outcome not in self.tasks):
                 return "different-tokenizers"
         if not loss or outcome.removeprefix("heldout:") in WITHOUT_RATIO:
             return None
