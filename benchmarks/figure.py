@@ -182,6 +182,8 @@ CLAIMS: dict[str, list[Claim]] = {
         ("on medical terms, unchanged model", "new-words", "words-30", "no-pretraining"),
         ("the same again, other test terms", "own-text", "words-30", "no-pretraining"),
         ("the same again, other text", "own-text", "words-30", "words-30-other-text"),
+        ("500 medical terms, unchanged", "text-sizes", "terms-500", "no-pretraining"),
+        ("14,222 medical terms, unchanged", "text-sizes", "terms-14222", "no-pretraining"),
         ("the same with new words", "new-words", "new-words", "words-30"),
         ("new words, random words", "new-words", "new-words", "random-words"),
         ("MiniLM on medical terms, unchanged", "new-words-minilm", "words-30", "no-pretraining"),

@@ -153,7 +153,8 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
         Usual(
             "Is further training on my text worth it?",
             "`maskwise adapt`, which measures it on your task",
-            "Four of ten such studies were decided, two for it (one text) and two against, each at "
+            "Four of ten such studies were decided, two for it (one text, which gained again in "
+            "[samples of it](#how-much-text-is-enough)) and two against, each at "
             "one rate that was not tuned. If seeds and test items vary together, the gains stand, "
             "the loss on documentation just does, and the loss on novels does not; counted "
             "together, only the second gain is at the 5 % level. [All ten]"
@@ -336,8 +337,20 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
         ),
         Usual(
             "How much text is enough?",
-            "all that there is",
-            "Nested samples of one text, each against the unchanged model, would tell.",
+            "all that there is; a few hundred short texts are worth a try",
+            "One task, one kind of text. 14,222 terms against 500 were +.7 points (−.3 to 1.7), "
+            "and 2,000 had the gain of all (estimates); the loss of other terms fell more clearly, "
+            "by .36 and .39 nats. 500 terms are about 400 rows, read twelve times. The longest of "
+            "three lengths was chosen in all runs.",
+            (
+                Evidence(
+                    "text-sizes",
+                    "terms-500",
+                    UNCHANGED,
+                    "the bundled encoder on 500 medical terms, against itself unchanged",
+                ),
+                Evidence("text-sizes", "terms-14222", UNCHANGED, "the same on 14,222 terms"),
+            ),
         ),
     ),
     "A task, and a loss": (
