@@ -495,9 +495,12 @@ def test_frequencies_that_depend_on_the_positions_are_not_changed_unseen(
     assert most_tokens(Positions(64, scaling="linear").check(config, tokenizer)) == 64
     of_layers |= {"rope_type": "linear", "factor": 2.0}
     assert most_tokens(Positions(64).check(config, tokenizer)) == 64
+    with pytest.raises(MaskwiseError, match="raised"):
+        Positions(64, rope_base=5000).check(config, tokenizer)
     of_layers |= YARN
-    with pytest.raises(MaskwiseError, match=r"rope_type=yarn; leave out positions"):
-        Positions(64).check(config, tokenizer)
+    for how in ({}, {"scaling": "linear"}, {"rope_base": 1e6}):
+        with pytest.raises(MaskwiseError, match=r"rope_type=yarn; leave out positions"):
+            Positions(64, **how).check(config, tokenizer)
 
 
 @pytest.mark.parametrize("scaling", ["linear", "yarn"])

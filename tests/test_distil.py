@@ -366,3 +366,21 @@ def test_layers_of_a_decoder_are_kept_too(family: str) -> None:
     assert len(kept) == made.config.num_hidden_layers == 1 < len(old)
     for name, weights in kept[0].state_dict().items():
         assert torch.equal(weights, old[1].state_dict()[name])
+
+
+def deep_decoder(family: str, **fields: Any) -> Any:
+    """A decoder of four layers."""
+    plain = decoder(family).config.to_dict() | {"layer_types": None, "num_hidden_layers": 4}
+    plain |= {"n_layer": 4} if family == "gpt2" else {}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**(plain | fields)))
+
+
+def test_layers_keep_what_they_compute_or_are_refused() -> None:
+    """Fields with a value for each layer stayed whole: a layer without positions got some."""
+    smol = deep_decoder("smollm3", no_rope_layers=[1, 1, 1, 0])
+    made = KeptLayers("0, 3")(smol, tokenizer()).model
+    assert [block.self_attn.use_rope for block in blocks_of(encoder_of(made))] == [1, 0]
+    assert made.config.no_rope_layers == [1, 0]
+    assert KeptLayers("0, 2")(deep_decoder("gpt2"), tokenizer()).facts["layers"] == [0, 2]
+    with pytest.raises(MaskwiseError, match="the layers of gpt2 differ"):
+        KeptLayers("0, 2")(deep_decoder("gpt2", scale_attn_by_inverse_layer_idx=True), tokenizer())

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from maskwise.base.errors import MaskwiseError, whole_number
 from maskwise.changes.base import Change, Changed
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-PER_LAYER = ("layer_types", "attention_window")
+PER_LAYER = ("layer_types", "attention_window", "no_rope_layers")
 """Fields of configurations that may be lists with a value for each layer."""
+
+PLACES = ("layer_idx", "layer_id", "layer_number")
+"""Attributes of modules that say which layer they belong to."""
 
 COUNTED = ("esmc",)
 """Families whose layers scale their output by the number of layers."""
@@ -59,10 +63,11 @@ class KeptLayers(Change):
         kept = self._numbers(before)
         config.num_hidden_layers = len(kept)
         for name in PER_LAYER:
+            stored = config.attribute_map.get(name, name)
             # Mamba's configuration computes this list from the number of layers.
-            value = vars(config).get(name)
+            value = vars(config).get(stored)
             if isinstance(value, list):
-                setattr(config, name, [value[number] for number in kept])
+                setattr(config, stored, [value[number] for number in kept])
         with torch.device(model.device):
             made: PreTrainedModel = type(model)._from_config(config, dtype=model.dtype)
         empty = model.device.type == "meta"
@@ -75,15 +80,22 @@ class KeptLayers(Change):
             try:
                 block.load_state_dict(blocks[number].state_dict(), assign=empty)
             except RuntimeError:
-                raise MaskwiseError(
-                    f"layers: the first layer of {config.model_type} differs from the others",
-                    got=self.kept,
-                    do="keep layer 0, and no other in its place",
-                ) from None
+                raise self._differs(config.model_type) from None
+            if _settings_of(block) != _settings_of(blocks[number]):
+                raise self._differs(config.model_type)
         made.tie_weights()
         listed = ", ".join(map(str, kept))
         what = f"{len(kept)} of {before} layers are kept ({listed})"
         return Changed(made.eval(), {"what": what, "layers": kept})
+
+    def _differs(self, family: str) -> MaskwiseError:
+        return MaskwiseError(
+            f"layers: the layers of {family} differ, and one would compute something else in its "
+            "new place",
+            got=self.kept,
+            do="keep layer 0, and in the place of each other layer one that computes the same; or "
+            "leave out layers",
+        )
 
     def _numbers(self, before: int) -> list[int]:
         """Return the numbers of the layers that are kept, in ascending order."""
@@ -99,3 +111,14 @@ class KeptLayers(Change):
                 allowed=f"1 to {before}, or numbers from 0 to {before - 1}",
             )
         return kept
+
+
+def _settings_of(block: nn.Module) -> list[tuple[str, str, object]]:
+    """Return the numbers and words by which the modules of a layer compute."""
+    found: list[tuple[str, str, object]] = []
+    for path, module in block.named_modules():
+        for name, value in vars(module).items():
+            plain = value is None or isinstance(value, bool | int | float | str)
+            if plain and name not in PLACES and name != "training":
+                found.append((path, name, value))
+    return found

@@ -108,36 +108,41 @@ class Positions(Change):
     def _rescale(self, rope: dict[str, Any], before: int) -> None:
         """Change the settings of rotary positions in place."""
         kind = rope.get("rope_type")
+        dynamic = kind == "dynamic"
+        if (kind in ("yarn", "longrope") and not rope.get("factor")) or (
+            dynamic and "alpha" in rope
+        ):
+            raise MaskwiseError(
+                "positions: this model computes its rotary frequencies in a way that no other fits",
+                got=f"rope_type={kind}",
+                do="leave out positions",
+            )
+        if dynamic and self.scaling is None:
+            raise MaskwiseError(
+                "positions: the rotary frequencies of this model depend on its number of positions",
+                got=f"rope_type={kind}, rope_base={self.rope_base}",
+                do=f"give scaling, one of {', '.join(OF_ROTARY)}, and no rope_base",
+            )
         if self.rope_base is not None:
             base = rope["rope_theta"]
             if self.rope_base <= base:
                 raise MaskwiseError(
                     "positions: for longer rows, the base of rotary positions is raised",
-                    got=f"rope_base={self.rope_base:g}",
-                    allowed=f"> {base:g}, the base of this model",
+                    got=f"rope_base={self.rope_base}",
+                    allowed=f"> {base}, the base of this model",
                 )
             rope["rope_theta"] = float(self.rope_base)
         if self.scaling is not None:
             if kind not in UNSCALED:
                 raise MaskwiseError(
-                    "positions: the rotary positions of this model are scaled already",
+                    "positions: the rotary positions of this model are scaled already or not plain",
                     got=f"rope_type={kind}, scaling={self.scaling}",
-                    do="change the model as it was before they were scaled, or leave out scaling",
+                    do="leave out scaling; or change the model as it was before they were scaled",
                 )
             rope["rope_type"] = self.scaling
             rope["factor"] = self.most / before
             if self.scaling == "yarn":
                 rope["original_max_position_embeddings"] = before
-            return
-        message = (
-            "positions: the rotary frequencies of this model depend on its number of positions"
-        )
-        if kind == "dynamic":
-            raise MaskwiseError(
-                message, got=f"rope_type={kind}", do=f"give scaling, one of {', '.join(OF_ROTARY)}"
-            )
-        if kind in ("yarn", "longrope") and not rope.get("factor"):
-            raise MaskwiseError(message, got=f"rope_type={kind}", do="leave out positions")
 
     def _longer(self, table: Tensor, before: int, size: int) -> Tensor:
         """Return a table (``size``, H) from one with ``before`` positions behind other rows."""

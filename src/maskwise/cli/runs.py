@@ -716,7 +716,7 @@ def change(
     for spec, did in facts["changes"].items():
         say(f"{spec}: {did['what']}")
     more = "more" if after > before else "less"
-    share = f"{abs(1 - after / before):.0%} {more}"
+    share = f"{abs(after / before - 1):.1%} {more}"
     say(
         f"{out}: {after:,.1f} MB of weights in {facts['precision']}, {before:,.1f} before ({share})"
     )

@@ -335,8 +335,8 @@ def require_fitting_head(kind: type[Objective], config: PreTrainedConfig) -> Non
     if decodes and kind.causal:
         raise MaskwiseError(
             "predicting the next token needs a decoder that reads earlier tokens only",
-            got=f"{config.model_type} after bidirectional(), with {kind.__name__}",
-            do="leave out bidirectional(), or set objective: mntp",
+            got=f"{config.model_type} with is_causal: false, and {kind.__name__}",
+            do="start from the decoder without bidirectional(), or set objective: mntp",
         )
     if decodes and not kind.predicts_next:
         raise MaskwiseError(

@@ -444,6 +444,8 @@ def _check_measures(evaluation: EvaluationSettings, config: PreTrainedConfig) ->
             do="set evaluation.measures=[], and tasks that judge the model",
         )
     for measure in map(measure_of, evaluation.measures):
+        if measure.model_kind is not None:
+            require_kind(config, measure.model_kind, use=f"the measure {measure.name}")
         if wrong := measure.misfit(config):
             raise wrong
 

@@ -153,7 +153,11 @@ class StudyPlan:
         study = describe(recipe, design)
         doubts: list[Doubt] = [{"what": note, "do": ""} for note in notes]
         for what in incomparable_pairs(recipe, study, primary_pairs(study)):
-            do = "add tasks, or a measure that compares them: evaluation.measures=word-loss(100)"
+            do = "add tasks"
+            first = recipe.study.first_seed
+            arms = [recipe.arm(name, seed=first) for name in recipe.study.arms]
+            if all(arm.kind == "encoder" and not arm.causal for arm in arms):
+                do += ", or a measure that compares them: evaluation.measures=word-loss(100)"
             doubts.append({"what": what, "do": do})
         require_same_study(out, read_json(out / "study.json") or {}, study, block=seeds is not None)
         self.plans = list(design.plans())
