@@ -146,13 +146,15 @@ def names_page() -> str:
 
 
 SETTINGS = """Find what you have, and set what stands there. `maskwise adapt` does so for an encoder
-that exists, where you say nothing else; `maskwise new` writes a recipe that compares 15 % with 30
-or 40 % on your text. All of this was measured with small models, so each line says how far it goes.
+that exists, but `--lengths`, `--replay`, `--student-layers` and `--arms tsdae` are yours to give;
+`maskwise new` writes a recipe that compares 15 % with 30 or 40 % on your text. All of this was
+measured with small models, so each line says how far it goes.
 To know it for your text, compare two arms: [Studies](studies.md).
 
 A figure is the lead of what is named first (a higher score, or a lower loss), with its 95 %
-interval over pairs of runs and its [verdict](evidence.md). *Not known* means that no recorded
-study compared it by a test."""
+interval over pairs of runs and its [verdict](evidence.md). Verdicts are corrected for all questions
+of a study and intervals are not, so a figure may be *open* although its interval leaves out 0.
+*Not known* means that no recorded study compared it by a test."""
 
 
 def settings_page() -> str:

@@ -185,7 +185,7 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
             "Which learning rate?",
             f"today's value, which follows the size: `training.learning_rate: {RATES[110e6]:g}` "
             f"for a model of 110 million weights ({RATES[4e6]:g}, with Muon, at 4 million; "
-            f"{RATES[22e6]:g} at 22; {RATES[340e6]:g} at 340)",
+            f"{RATES[22e6]:g} at 23; {RATES[340e6]:g} at 340)",
             "No record chose these values. A quarter of the rate and the full rate, each against "
             "the unchanged model, would tell.",
         ),
@@ -281,7 +281,7 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
         ),
         Usual(
             "A smaller encoder?",
-            "none; `--student-layers` for half of the layers and twice the speed",
+            "none; `--student-layers` for half of the layers and 1.97 times the speed",
             "Two of the four layers of the bundled encoder, 300 steps, one text. Both tasks count "
             "together, in SDs of runs; losses above 1.2 points are ruled out on either. Without a "
             "teacher, the same layers were as good on one task and .5 points behind on the other "
@@ -337,7 +337,7 @@ CHOICES: dict[str, tuple[Usual, ...]] = {
         ),
         Usual(
             "How much text is enough?",
-            "all that there is; a few hundred short texts are worth a try",
+            "all that there is; 500 short texts were worth it once",
             "One task, one kind of text. 14,222 terms against 500 were +.7 points (−.3 to 1.7), "
             "and 2,000 had the gain of all (estimates); the loss of other terms fell more clearly, "
             "by .36 and .39 nats. 500 terms are about 400 rows, read twelve times. The longest of "
