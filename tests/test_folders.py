@@ -519,6 +519,13 @@ def test_to_look_at_a_lock_creates_none(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_folder_that_is_removed_while_it_is_listed_is_empty(tmp_path: Path) -> None:
+    """``glob`` looks whether it is there, and fails if it is removed before it is listed."""
+    (tmp_path / "file").touch()
+    assert folders.listing(tmp_path) == {tmp_path / "file"}
+    assert folders.listing(tmp_path / "file") == folders.listing(tmp_path / "gone") == set()
+
+
 @pytest.mark.process
 def test_a_folder_is_waited_for_although_it_is_removed(tmp_path: Path) -> None:
     """By another process, which failed before it did any work."""

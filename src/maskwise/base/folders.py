@@ -612,7 +612,7 @@ class OutputFolder:
             MaskwiseError: ``require`` raises it, or another process uses the folder.
         """
         existed = self.out.exists()
-        before = {*self.out.glob("*")}
+        before = listing(self.out)
         began = time.monotonic()
         new = fresh = False
         use = ExitStack()
@@ -828,12 +828,22 @@ def refuse_file(folder: Path) -> None:
     refuse_below_file(folder, what="the output folder")
 
 
+def listing(folder: Path) -> set[Path]:
+    """Return what is in a folder: nothing if it is not there, not even while another process removes
+    it, or cannot be read.
+    """
+    try:
+        return {*folder.iterdir()}
+    except OSError:
+        return set()
+
+
 def content_of(folder: Path) -> list[str]:
     """List the names in an output folder, but for what is there before a command begins."""
-    names = {path.name for path in folder.glob("*")} - {UNFINISHED}
+    names = {path.name for path in listing(folder)} - {UNFINISHED}
     data = folder / "data"
     # A folder of the user's may have such a name, and so may a file in it.
-    if data.is_dir() and not {*data.iterdir()} - own_rows(folder):
+    if data.is_dir() and not listing(data) - own_rows(folder):
         names.discard(data.name)
     return sorted(names)
 
