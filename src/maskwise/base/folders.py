@@ -829,8 +829,8 @@ def refuse_file(folder: Path) -> None:
 
 
 def listing(folder: Path) -> set[Path]:
-    """Return what is in a folder: nothing if it is not there, not even while another process removes
-    it, or cannot be read.
+    """Return what is in a folder: nothing if it is not there (another process may remove it at any
+    moment) or cannot be read.
     """
     try:
         return {*folder.iterdir()}
