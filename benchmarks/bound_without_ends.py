@@ -15,14 +15,12 @@ from pathlib import Path
 
 import torch
 from command import run
+from written_lengths import held_out_of, runs_of
 
-from maskwise.base.folders import read_json
 from maskwise.evaluation.scoring import Bound
 from maskwise.masks.generate import Writer
 from maskwise.objectives.denoising import predicting
-from maskwise.recipe import read_recipe
 from maskwise.text import Document, Rows, read_pieces, tokenise
-from maskwise.text.rows import holds_out
 
 NEVER = -1e4
 """A logit that leaves no probability."""
@@ -31,15 +29,10 @@ NEVER = -1e4
 def main(out: Path) -> list[dict[str, object]]:
     """Compute both bounds of all models of a study."""
     torch.set_num_threads(1)
-    corpus = read_recipe({"corpus": read_json(out / "study.json")["recipe"]["corpus"]}).corpus
-    kept = [each for each in corpus.documents() if holds_out(each, corpus.held_out)]
-    stages = read_json(out / "stages" / "plan.json")["stages"]
-    found: list[dict[str, object]] = []
-    for name, stage in stages.items():
-        if stage["kind"] == "pretrain":
-            writer = Writer(str(out / "stages" / name / "checkpoint"))
-            found.append({"run": stage["run"], **bounds(writer, kept, corpus.length)})
-    return found
+    kept, length = held_out_of(out)
+    return [
+        {"run": run, **bounds(Writer(folder), kept, length)} for folder, run in runs_of(out).items()
+    ]
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from maskwise.base.folders import read_json
 from maskwise.masks.generate import Writer
 from maskwise.recipe import read_recipe
+from maskwise.text import Document
 from maskwise.text.rows import holds_out
 from maskwise.text.tokenizers import load_tokenizer
 
@@ -34,17 +35,11 @@ FRAME = 2
 
 def main(out: Path, texts: int = 100, jobs: int = 2) -> list[dict[str, object]]:
     """Measure the lengths of held-out texts, and of those that each model writes."""
-    corpus = read_recipe({"corpus": read_json(out / "study.json")["recipe"]["corpus"]}).corpus
-    places = corpus.length - FRAME
-    stages = read_json(out / "stages" / "plan.json")["stages"]
-    runs = {
-        str(out / "stages" / name / "checkpoint"): stage["run"]
-        for name, stage in stages.items()
-        if stage["kind"] == "pretrain"
-    }
+    kept, length = held_out_of(out)
+    places = length - FRAME
+    runs = runs_of(out)
     tokenizer = load_tokenizer(next(iter(runs)))
-    kept = [each.text for each in corpus.documents() if holds_out(each, corpus.held_out)]
-    ids = tokenizer(kept, add_special_tokens=False)["input_ids"]
+    ids = tokenizer([each.text for each in kept], add_special_tokens=False)["input_ids"]
     held_out = np.minimum(np.array([len(each) for each in ids]), places)
     found = [{"texts": len(held_out), **facts(held_out, held_out, places)}]
     with ProcessPoolExecutor(jobs) as pool:
@@ -55,6 +50,23 @@ def main(out: Path, texts: int = 100, jobs: int = 2) -> list[dict[str, object]]:
                 of = {"run": runs[folder], "order": order}
                 found.append({**of, **facts(written, held_out, places)})
     return found
+
+
+def held_out_of(out: Path) -> tuple[list[Document], int]:
+    """Return the held-out documents of a study, and the length of its rows."""
+    corpus = read_recipe({"corpus": read_json(out / "study.json")["recipe"]["corpus"]}).corpus
+    kept = [each for each in corpus.documents() if holds_out(each, corpus.held_out)]
+    return kept, corpus.length
+
+
+def runs_of(out: Path) -> dict[str, str]:
+    """Return the names of the trained runs of a study, by the folders of their checkpoints."""
+    stages = read_json(out / "stages" / "plan.json")["stages"]
+    return {
+        str(out / "stages" / name / "checkpoint"): stage["run"]
+        for name, stage in stages.items()
+        if stage["kind"] == "pretrain"
+    }
 
 
 def written_lengths(folder: str, order: str, places: int, texts: int) -> NDArray[np.int64] | None:

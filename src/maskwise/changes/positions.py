@@ -108,16 +108,14 @@ class Positions(Change):
     def _rescale(self, rope: dict[str, Any], before: int) -> None:
         """Change the settings of rotary positions in place."""
         kind = rope.get("rope_type")
-        dynamic = kind == "dynamic"
-        if (kind in ("yarn", "longrope") and not rope.get("factor")) or (
-            dynamic and "alpha" in rope
-        ):
+        computed = kind in ("yarn", "longrope") and not rope.get("factor")
+        if computed or (kind == "dynamic" and "alpha" in rope):
             raise MaskwiseError(
                 "positions: this model computes its rotary frequencies in a way that no other fits",
                 got=f"rope_type={kind}",
                 do="leave out positions",
             )
-        if dynamic and self.scaling is None:
+        if kind == "dynamic" and self.scaling is None:
             raise MaskwiseError(
                 "positions: the rotary frequencies of this model depend on its number of positions",
                 got=f"rope_type={kind}, rope_base={self.rope_base}",

@@ -53,7 +53,7 @@ from maskwise.text.source import refuse_fields
 from maskwise.training.data import log_frequencies
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 CLOZE, PAIRS = "cloze", "pairs"
 
@@ -144,6 +144,14 @@ def measure_of(spec: str | Call) -> Measure:
     return made
 
 
+def require_measurable(measure: Measure, config: PreTrainedConfig) -> None:
+    """Raise ``MaskwiseError`` if a measure cannot be taken of models of a configuration."""
+    if measure.model_kind is not None:
+        require_kind(config, measure.model_kind, use="filling masks one at a time")
+    if wrong := measure.misfit(config):
+        raise wrong
+
+
 def reads_documents(measures: Iterable[Measure]) -> bool:
     """Return whether one of several measures reads the documents of held-out text."""
     return any(isinstance(each, TextMeasure) and each.reads_documents for each in measures)
@@ -202,10 +210,9 @@ def evaluate(
     else:
         model = checkpoint
     for measure in measures:
-        if measure.model_kind is not None:
-            require_kind(model.config, measure.model_kind, use="filling masks one at a time")
-            if is_causal(model.config):
-                require_sees_later(model)
+        require_measurable(measure, model.config)
+        if measure.model_kind is not None and is_causal(model.config):
+            require_sees_later(model)
     check_fit(model.config, len(data.tokenizer), do="use the model's own tokenizer")
     text = _held_out_text(data, texts)
     rows: list[Measurement] = []

@@ -22,7 +22,7 @@ from maskwise.base.devices import bf16_note, fast_bf16
 from maskwise.base.errors import MaskwiseError, in_percent, option, plural, require_known, shortened
 from maskwise.base.folders import OutputFolder
 from maskwise.base.specs import of_run
-from maskwise.evaluation.evaluate import CLOZE, PAIRS, load_measures, measure_of
+from maskwise.evaluation.evaluate import CLOZE, PAIRS, load_measures, measure_of, require_measurable
 from maskwise.evaluation.scoring import evenly_spaced, predictable
 from maskwise.evaluation.settings import EvaluationSettings
 from maskwise.jobs.pools import Where, require_cards, require_engine, require_one_process
@@ -444,10 +444,7 @@ def _check_measures(evaluation: EvaluationSettings, config: PreTrainedConfig) ->
             do="set evaluation.measures=[], and tasks that judge the model",
         )
     for measure in map(measure_of, evaluation.measures):
-        if measure.model_kind is not None:
-            require_kind(config, measure.model_kind, use=f"the measure {measure.name}")
-        if wrong := measure.misfit(config):
-            raise wrong
+        require_measurable(measure, config)
 
 
 def _idle_here(

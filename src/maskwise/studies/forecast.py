@@ -153,12 +153,7 @@ class StudyPlan:
         study = describe(recipe, design)
         doubts: list[Doubt] = [{"what": note, "do": ""} for note in notes]
         for what in incomparable_pairs(recipe, study, primary_pairs(study)):
-            do = "add tasks"
-            first = recipe.study.first_seed
-            arms = [recipe.arm(name, seed=first) for name in recipe.study.arms]
-            if all(arm.kind == "encoder" and not arm.causal for arm in arms):
-                do += ", or a measure that compares them: evaluation.measures=word-loss(100)"
-            doubts.append({"what": what, "do": do})
+            doubts.append({"what": what, "do": _what_compares(recipe)})
         require_same_study(out, read_json(out / "study.json") or {}, study, block=seeds is not None)
         self.plans = list(design.plans())
         self.runs = design.runs
@@ -520,6 +515,16 @@ def _arm_facts(recipe: Recipe, samples: Samples, config: PreTrainedConfig) -> di
     if len(errors) == len(arms) and all(text.whole for text in texts):
         raise MaskwiseError(f"no arm can be trained: {', '.join(arms)}: {errors[0]}")
     return facts
+
+
+def _what_compares(recipe: Recipe) -> str:
+    """Advise what compares arms whose losses on masked text do not."""
+    first = recipe.study.first_seed
+    arms = (recipe.arm(name, seed=first) for name in recipe.study.arms)
+    # Words are masked, which encoders alone can fill.
+    if all(arm.kind == "encoder" and not arm.causal for arm in arms):
+        return "add tasks, or a measure that compares them: evaluation.measures=word-loss(100)"
+    return "add tasks"
 
 
 def _training_facts(first: Recipe, corpus: Plain, arms: Mapping[str, Plain]) -> Plain:

@@ -97,8 +97,6 @@ class ByLength(TextMeasure):
         folder: Path | None = None,
     ) -> list[Measurement]:
         frame = Frame.of(tokenizer)
-        if wrong := self.misfit(model.config):
-            raise wrong
         texts = self.text.first(self.documents)
         end = frame.room(self.shortest)
         eligible = Vocabulary.of(tokenizer).eligible
@@ -138,7 +136,6 @@ class ByLength(TextMeasure):
         return found
 
     def misfit(self, config: PreTrainedConfig) -> MaskwiseError | None:
-        """Return why a model of this configuration cannot be measured; None if it can."""
         room = most_tokens(config)
         if room >= self.lengths[0]:
             return None
